@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Builds an Op from arguments that are already validated: partitioning over workers, live rows, one count per run.
+// Every function records or runs on `stream`; pointers must outlive the run (eager) or the graph (recorded).
+// `rows` below is the capacity; with Stream::num_rows() the live rows are min(rows, *num_rows), read when the op runs.
+#pragma once
+
+#include "kt/experts.h"
+#include "kt/kernels.h"
+#include "kt/moe.h"
+#include "kt/stream.h"
+
+namespace kt {
+
+// The Range member of each Args is ignored here: the op fills it per worker.
+void embedding(Stream& stream, EmbeddingArgs args, int64_t rows);
+void rms_norm(Stream& stream, RmsNormArgs args, int64_t rows, int64_t rows_per_token);  // (tokens, heads, dim): heads per token
+void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, float* out, int64_t rows, bool accumulate);
+void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows);
+void attention(Stream& stream, AttentionArgs args, int64_t rows);
+void swiglu(Stream& stream, SwigluArgs args, int64_t rows, int64_t columns);
+void add(Stream& stream, AddArgs args, int64_t rows, int64_t columns);
+void route(Stream& stream, RouteArgs args, int64_t rows);
+void moe(Stream& stream, Moe& moe, const MoeCall& call);
+
+}  // namespace kt
