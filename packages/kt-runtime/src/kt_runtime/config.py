@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EngineConfig: every setting of the engine, validated once at the edge and passed down. Reads no environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+WeightFormat = Literal["native", "float32", "bf16", "int8", "int4"]
+KVDtype = Literal["auto", "float32", "bf16"]
+Backend = Literal["kt", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one engine.
+
+    Attributes:
+        weight_format: how matrices are stored and multiplied. "native" keeps the checkpoint's own dtype; "float32" means
+            weights, activations and KV all float32; "int4" packs routed experts to int4 and everything else to int8
+            (see `checkpoint.formats`).
+        group_size: weights per scale of int8 and int4: 32, 64 or 128.
+        device: "auto" or "cpu".
+        backend: which Ops run the model: "kt" (kt_kernel) or "torch" (plain PyTorch: the oracle, and for debugging).
+        kv_dtype: "auto" is float32 under weight_format="float32", else bf16.
+        page_size: tokens per KV page.
+        num_pages: KV pages; None sizes the pool for `kv_memory_gb`.
+        kv_memory_gb: memory for KV pages when num_pages is None.
+        max_model_len: longest prompt + output; None takes the model's own limit.
+        max_batch_tokens: most tokens computed in one step.
+        max_num_seqs: most requests running at once.
+        max_waiting: most requests waiting; more are refused.
+        enable_prefix_cache: reuse KV pages of earlier requests with the same prefix.
+        cpu_graph: replay decode steps as recorded graphs (backend "kt" only).
+        num_threads: compute threads; None takes all physical cores allowed to this process.
+    """
+
+    weight_format: WeightFormat = "native"
+    group_size: int = 32
+    device: str = "auto"
+    backend: Backend = "kt"
+    kv_dtype: KVDtype = "auto"
+    page_size: int = 16
+    num_pages: int | None = None
+    kv_memory_gb: float = 1.0
+    max_model_len: int | None = None
+    max_batch_tokens: int = 512
+    max_num_seqs: int = 32
+    max_waiting: int = 1024
+    enable_prefix_cache: bool = True
+    cpu_graph: bool = True
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, rule: str, got: object) -> None:
+            if not ok:
+                raise ValueError(f"[config] {rule}; got {got!r}")
+
+        def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+            check(value in allowed, f"{name} must be one of {', '.join(allowed)}", value)
+
+        one_of("weight_format", self.weight_format, get_args(WeightFormat))
+        one_of("kv_dtype", self.kv_dtype, get_args(KVDtype))
+        one_of("backend", self.backend, get_args(Backend))
+        one_of("device", self.device, ("auto", "cpu"))
+        check(self.group_size in (32, 64, 128), "group_size must be 32, 64 or 128", self.group_size)
+        for name in ("page_size", "max_batch_tokens", "max_num_seqs", "max_waiting"):
+            check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        for name in ("num_pages", "max_model_len", "num_threads"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"{name} must be at least 1", value)
+        check(self.kv_memory_gb > 0, "kv_memory_gb must be positive", self.kv_memory_gb)

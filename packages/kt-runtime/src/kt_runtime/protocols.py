@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the runtime needs from others, as Protocols owned by the consumer. Declarations only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Projection = Literal["gate", "up", "down"]
+
+
+class TensorSource(Protocol):
+    """A checkpoint's tensors by name, read lazily (memory-mapped); nothing is kept after the caller drops it."""
+
+    def names(self) -> Sequence[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+    def get(self, name: str) -> Tensor:
+        """Raises ValueError `[checkpoint] …` naming the tensor and file when it is missing or truncated."""
+        ...
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step's inputs, int32 tensors on the engine's device. The field's usual names.
+
+    T rows (tokens) of S sequences, in sequence order; row t belongs to the sequence s with
+    cu_seqlens_q[s] <= t < cu_seqlens_q[s + 1].
+
+    Attributes:
+        input_ids: (T,) filled by the batch builder.
+        positions: (T,) absolute position of each row.
+        slot_mapping: (T,) page * page_size + offset where the row's KV goes; -1 writes nothing.
+        block_table: (S, max_pages) page ids of each sequence; unused entries 0.
+        seq_lens: (S,) tokens of each sequence including this step's rows.
+        cu_seqlens_q: (S + 1,) row offsets.
+        logits_rows: (R,) rows whose logits are wanted, or None for all.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor
+    seq_lens: Tensor
+    cu_seqlens_q: Tensor
+    logits_rows: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayer:
+    """KV pages of one layer: k and v are (num_pages, page_size, num_kv_heads, head_dim), float32 or bfloat16."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """cos and sin: (max_positions, rotary_dim / 2) float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """How experts are chosen from router logits (models.blocks fills it from config.json)."""
+
+    top_k: int
+    score: Literal["softmax", "sigmoid"]
+    bias: Tensor | None = None  # (num_experts,) float32, added for the choice only
+    num_groups: int = 1
+    topk_groups: int = 1
+    normalize: bool = True
+    scale: float = 1.0
+
+
+class Ops(Protocol):
+    """Everything a model file may do. Activations are float32 tensors on the Ops' device; weights are opaque, made by
+    the same Ops' pack functions. Compute functions return new tensors (in record mode: the graph's own buffers) and
+    never modify their inputs, except rope_write_kv, which rotates q in place and writes KV pages.
+    """
+
+    # Weights, once, at load.
+    def pack_vector(self, weight: Tensor) -> Any:
+        """(n,) → float32: norm gains, biases."""
+        ...
+
+    def pack_embedding(self, weight: Tensor, weight_format: str) -> Any: ...
+    def pack_linear(self, weight: Tensor, weight_format: str, bias: Tensor | None = None) -> Any:
+        """weight: (out, in); weight_format: a resolved one ("float32", "bf16", "int8", "int4"), never "native"."""
+        ...
+
+    def pack_experts(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        top_k: int,
+        weight_format: str,
+        load: Callable[[int, Projection], Tensor],
+    ) -> Any:
+        """Packs one expert's projection at a time: peak memory is the packed size plus one projection."""
+        ...
+
+    # Compute.
+    def embedding(self, input_ids: Tensor, weight: Any) -> Tensor: ...
+    def linear(self, x: Tensor, weight: Any) -> Tensor: ...
+    def rms_norm(self, x: Tensor, weight: Any, eps: float) -> Tensor:
+        """x: (T, n) or (T, heads, head_dim): normalised over the last axis."""
+        ...
+
+    def rope_write_kv(
+        self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, batch: Batch, kv: KVLayer
+    ) -> None:
+        """q: (T, num_heads, head_dim) rotated in place; k rotated and v written to batch.slot_mapping."""
+        ...
+
+    def attention(self, q: Tensor, kv: KVLayer, batch: Batch, scale: float) -> Tensor:
+        """Causal GQA over pages → (T, num_heads, head_dim)."""
+        ...
+
+    def route(self, logits: Tensor, router: Router) -> tuple[Tensor, Tensor]:
+        """(T, num_experts) → topk_ids (T, top_k) int32, topk_weights (T, top_k) float32."""
+        ...
+
+    def experts(self, x: Tensor, experts: Any, topk_ids: Tensor, topk_weights: Tensor) -> Tensor: ...
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor: ...
+    def add(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What the engine must know of a model to feed it; the rest stays in the model file."""
+
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+
+
+class CausalLM(Protocol):
+    """A loaded model. Holds packed weights; the same object runs on eager and recording Ops of one kind."""
+
+    shape: ModelShape
+
+    def forward(self, ops: Ops, batch: Batch, kv: Sequence[KVLayer]) -> Tensor:
+        """→ logits (R, vocab_size) float32 of batch.logits_rows (all rows if None)."""
+        ...
+
+
+class GraphRunner(Protocol):
+    """Runs decode batches from recorded graphs; one implementation per device."""
+
+    def can_run(self, num_rows: int) -> bool: ...
+    def run(self, batch: Batch) -> Tensor:
+        """batch with one row per sequence → logits (T, vocab_size); valid until the next run."""
+        ...
