@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// `Vec` for AVX2 + FMA + F16C: the vocabulary every -inl.h is written in. Textual, included inside
+// kt::avx2. vec_scalar.h documents each operation; both files offer exactly the same names.
+
+struct Vec {
+  using F = __m256;   // 8 floats
+  using I = __m256i;  // 8 int32, or 8 lanes of 4 bytes
+  static constexpr int kLanes = 8;
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set1(float x) { return _mm256_set1_ps(x); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F load_n(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
+  static void store_n(float* p, F x, int n) { _mm256_maskstore_ps(p, first(n), x); }
+
+  static F load_bf16(const uint16_t* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static F round_bf16(F x) {
+    const I bits = _mm256_castps_si256(x);
+    const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const I rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const F finite = _mm256_castsi256_ps(_mm256_and_si256(rounded, _mm256_set1_epi32(0xffff0000)));
+    const F quiet_nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    return _mm256_blendv_ps(finite, quiet_nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  }
+  static void store_bf16(uint16_t* p, F x) {
+    const I high = _mm256_srli_epi32(_mm256_castps_si256(round_bf16(x)), 16);
+    const I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
+  static F load_f16(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static void store_f16(uint16_t* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F sqrt(F x) { return _mm256_sqrt_ps(x); }
+  static F abs(F x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  static F neg(F x) { return _mm256_xor_ps(_mm256_set1_ps(-0.0f), x); }
+  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F exp2_int(F n) {
+    const I biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  }
+
+  static float reduce_add(F x) {
+    const __m128 a = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 b = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+  }
+  static float reduce_max(F x) {
+    const __m128 a = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+  }
+
+  static I zero_i() { return _mm256_setzero_si256(); }
+  static I set1_i(int32_t x) { return _mm256_set1_epi32(x); }
+  static I load_i(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
+  static I broadcast4(const void* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+  }
+  static I sub_i(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+  static void store_int8(int8_t* p, F x) {
+    const I words = _mm256_cvtps_epi32(x);
+    const I halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(words, words), 0x08);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm_setzero_si128());
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+  }
+  static F even_bf16(I x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+  static F odd_bf16(I x) {
+    return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff0000)));
+  }
+  static I low_nibbles(I x) { return _mm256_and_si256(x, _mm256_set1_epi8(0x0f)); }
+  static I high_nibbles(I x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+
+  // maddubs wants unsigned x signed: |a| * (w with a's sign). 127 * 127 * 2 = 32258 cannot saturate
+  // int16.
+  static I dot_s8(I acc, I w, I a) {
+    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  // Sums stay int16 for 8 steps: 8 * 2 * 15 * 127 = 30480 fits.
+  static I dot_u4(I acc, I w, I a) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, a)); }
+  static I finish_u4(I acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+
+ private:
+  static I first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+};

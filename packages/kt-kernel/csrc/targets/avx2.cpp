@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// The AVX2 + FMA + F16C target. All standard headers come before the region: an inline function of
+// theirs compiled with AVX2 could be the copy the linker keeps for everybody, and kill older
+// machines with SIGILL.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "kt/kernels.h"
+#include "targets/targets.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace kt::avx2 {
+#include "simd/vec_avx2.h"
+#include "kernels/kernels-inl.h"
+}  // namespace kt::avx2
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace kt {
+
+const Kernels& avx2_kernels() {
+  static constexpr Kernels table = {"avx2",
+#define KT_ENTRY(kernel, Args) &avx2::kernel,
+                                    KT_KERNELS(KT_ENTRY)
+#undef KT_ENTRY
+  };
+  return table;
+}
+
+}  // namespace kt
+
+#endif  // __x86_64__

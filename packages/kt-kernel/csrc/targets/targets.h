@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel tables this build contains, one function per target. Choosing among them is
+// csrc/core/dispatch.cpp.
+#pragma once
+
+#include "kt/kernels.h"
+
+namespace kt {
+
+const Kernels& scalar_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+#endif
+
+}  // namespace kt
