@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make run`: serves a model on loopback, asks one question with the real openai client, streams the answer, stops.
+
+Shows the whole stack at work from outside, as a user's program would use it; imports none of our packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from openai import OpenAI
+
+KT = Path(sys.executable).parent / "kt"
+READY = re.compile(r"listening on (http://\S+)")
+START_TIMEOUT_S = 600  # the first run downloads and builds the demo model
+STOP_TIMEOUT_S = 30
+
+
+def main() -> int:
+    """Ask, print the answer and the figures; 0 if the answer came and the server stopped cleanly."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smolmoe-exact")
+    parser.add_argument("--prompt", default="What is the capital of France?")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    arguments = parser.parse_args()
+    server = subprocess.Popen([KT, "serve", arguments.model, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
+    watchdog.start()
+    try:
+        lines: list[str] = []
+        url = wait_until_listening(server, lines)
+        watchdog.cancel()
+        if url is None:
+            print("the server did not start; its own message is above", file=sys.stderr)
+            return 1
+        ask(url, arguments.model, arguments.prompt, arguments.max_tokens)
+        for line in lines:  # the kernel target and weight format that ran, in the server's own words
+            print(f"  {line}")
+    finally:
+        watchdog.cancel()
+        server.send_signal(signal.SIGTERM)
+        try:
+            status = server.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            status = server.wait()
+    print(f"  server stopped with exit status {status}")
+    return 0 if status == 0 else 1
+
+
+def wait_until_listening(server: subprocess.Popen[str], lines: list[str]) -> str | None:
+    """Read the server's lines until it listens; a thread keeps reading after that, so that it never blocks."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        lines.append(line.rstrip())
+        if match := READY.search(line):
+            threading.Thread(target=server.stdout.read, daemon=True).start()
+            return match[1]
+    return None
+
+
+def ask(url: str, model: str, prompt: str, max_tokens: int) -> None:
+    """One streamed chat completion, printed as it comes, then its figures."""
+    print(f"\n> {prompt}\n", flush=True)
+    started = time.perf_counter()
+    first = last = 0.0
+    usage = None
+    stream = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": prompt}],
+        temperature=0.0,
+        max_tokens=max_tokens,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    for chunk in stream:
+        usage = chunk.usage or usage
+        if chunk.choices and (text := chunk.choices[0].delta.content):
+            last = time.perf_counter()
+            first = first or last
+            print(text, end="", flush=True)
+    if usage is None or not first:
+        raise RuntimeError("the stream ended without an answer")
+    print("\n")
+    print(f"  time to first token  {first - started:.3f} s ({usage.prompt_tokens} prompt tokens)")
+    if usage.completion_tokens > 1 and last > first:
+        rate = (usage.completion_tokens - 1) / (last - first)
+        print(f"  decode               {rate:.1f} tokens/s ({usage.completion_tokens} tokens)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds and refreshes .venv: requirements under constraints.txt, CPU torch, the four packages in editable form.
+
+Runs on the system's Python with its standard library only, because nothing else is there yet. Does nothing, quickly,
+when what it depends on has not changed. Not an installer for users: they `pip install` the packages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+CONSTRAINTS = ROOT / "constraints.txt"
+GROUPS = ("build", "run", "test", "check", "bench")
+PACKAGES = (
+    "packages/kt-kernel",
+    "packages/kt-kvcache",
+    "packages/kt-runtime",
+    "packages/kt-server",
+    "tools/demo_model",
+)
+# Changes here mean that a package must be installed again: its metadata, and for the kernels also every C++ source.
+KERNEL_SOURCES = ("CMakeLists.txt", "include/**/*.h", "csrc/**/*.h", "csrc/**/*.cpp")
+
+
+class SetupError(Exception):
+    """Something the user has to do first; the message says what."""
+
+
+def main() -> int:
+    """Bring .venv up to date; 0 on success, 1 with a message saying what to do."""
+    started = time.monotonic()
+    try:
+        check_prerequisites()
+        stamp = VENV / ".kt-setup.json"
+        done: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
+        worked = False
+        for step, key, action in steps():
+            if done.get(step) == key:
+                continue
+            worked = True
+            print(f"setup: {step}", flush=True)
+            action()
+            done[step] = key
+            stamp.write_text(json.dumps(done, indent=1))
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"setup: failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        return 1
+    if worked:
+        print(f"setup: done in {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+def steps():  # noqa: ANN201 — a generator of (name, fingerprint, action), used once above
+    """The steps in order, each with the fingerprint that tells whether it is still up to date."""
+    requirements = digest(ROOT / "pyproject.toml", CONSTRAINTS) + sys.version
+    yield "virtual environment", sys.version, create_venv
+    yield "torch (CPU build)", digest(CONSTRAINTS), install_torch
+    yield "requirements", requirements, install_requirements
+    for package in PACKAGES:
+        directory = ROOT / package
+        files = [directory / "pyproject.toml"]
+        if package.endswith("kt-kernel"):
+            files += sorted(p for pattern in KERNEL_SOURCES for p in directory.glob(pattern))
+        yield f"install {package}", digest(*files), lambda d=directory: install_editable(d)
+
+
+def check_prerequisites() -> None:
+    """Everything pip cannot bring: Python with venv and headers, a C++20 compiler."""
+    missing = []
+    if sys.version_info < (3, 10):
+        raise SetupError(f"needs Python 3.10 or newer; this is {sys.version.split()[0]} (set PYTHON=…)")
+    try:
+        import ensurepip  # noqa: F401 — only its presence matters: venv cannot make pip without it
+    except ImportError:
+        missing.append("python3-venv")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        missing.append("python3-dev")
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        missing.append("g++")
+    if missing:
+        raise SetupError(f"missing system packages; on Debian: apt-get install {' '.join(missing)}")
+
+
+def create_venv() -> None:
+    """A fresh virtual environment with a pip that knows dependency groups (25.1)."""
+    if not PYTHON.exists():
+        run(sys.executable, "-m", "venv", VENV)
+    pip("install", "pip>=25.1")
+
+
+def install_torch() -> None:
+    """The CPU build only. A plain `torch` from a public index brings gigabytes of CUDA, so the plan is read first."""
+    requirement = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
+    command = (PYTHON, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", requirement)
+    report = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+    planned = [item["metadata"]["name"].lower() for item in json.loads(report.stdout)["install"]]
+    if any(name.startswith(("nvidia", "cuda")) for name in planned):
+        raise SetupError(
+            f"your package index offers {requirement} only as a CUDA build. Add PyTorch's CPU index "
+            "(its address is on pytorch.org under Get Started, Linux, Pip, CPU) and run again: "
+            "PIP_EXTRA_INDEX_URL=<that address> make setup"
+        )
+    pip("install", requirement)
+
+
+def install_requirements() -> None:
+    """Everything the packages, their tests and the tools need, from the root's dependency groups."""
+    groups = [argument for group in GROUPS for argument in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
+    pip("install", "--constraint", CONSTRAINTS, *groups)
+
+
+def install_editable(directory: Path) -> None:
+    """One of our packages; its requirements are there already, so nothing can be pulled in sideways."""
+    pip("install", "--no-build-isolation", "--no-deps", "--editable", directory)
+
+
+def digest(*files: Path) -> str:
+    """One hash over names and contents."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode())
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def pip(*arguments: object) -> None:
+    """The virtual environment's pip."""
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments[:1], "--quiet", *arguments[1:])
+
+
+def run(*command: object) -> None:
+    """A command that must succeed; its output is the user's to see."""
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
