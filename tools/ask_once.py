@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make run`: serves a model on loopback, asks one question with the real openai client, streams the answer, stops.
+"""`make run`: serves a model on loopback, asks one question with the real openai client, streams
+the answer, stops.
 
-Shows the whole stack at work from outside, as a user's program would use it; imports none of our packages.
+Shows the whole stack at work from outside, as a user's program would use it; imports none of our
+packages.
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ STOP_TIMEOUT_S = 30
 
 
 def main() -> int:
-    """Ask, print the answer and the figures; 0 if the answer came and the server stopped cleanly."""
+    """Ask, print the answer and the figures; 0 if the answer came and the server stopped
+    cleanly.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smolmoe-exact")
     parser.add_argument("--prompt", default="What is the capital of France?")
     parser.add_argument("--max-tokens", type=int, default=256)
     arguments = parser.parse_args()
-    server = subprocess.Popen([KT, "serve", arguments.model, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [KT, "serve", arguments.model, "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
     watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
     watchdog.start()
     try:
@@ -41,7 +47,9 @@ def main() -> int:
             print("the server did not start; its own message is above", file=sys.stderr)
             return 1
         ask(url, arguments.model, arguments.prompt, arguments.max_tokens)
-        for line in lines:  # the kernel target and weight format that ran, in the server's own words
+        for (
+            line
+        ) in lines:  # the kernel target and weight format that ran, in the server's own words
             print(f"  {line}")
     finally:
         watchdog.cancel()
@@ -56,7 +64,9 @@ def main() -> int:
 
 
 def wait_until_listening(server: subprocess.Popen[str], lines: list[str]) -> str | None:
-    """Read the server's lines until it listens; a thread keeps reading after that, so that it never blocks."""
+    """Read the server's lines until it listens; a thread keeps reading after that, so that it
+    never blocks.
+    """
     assert server.stdout is not None
     for line in server.stdout:
         lines.append(line.rstrip())

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fails when a source file is so long that it surely has more than one job, or is not opened by its SPDX line."""
+"""Fails when a source file is so long that it surely has more than one job, or is not opened by
+its SPDX line.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ SUFFIXES = (".py", ".pyi", ".h", ".cpp")
 def main() -> int:
     """List offenders on stderr; 1 if there are any."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     offenders = []
     for name in listed.stdout.splitlines():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every static check of the repository and prints the time of each; `--fix` rewrites formatting instead.
+"""Runs every static check of the repository and prints the time of each; `--fix` rewrites
+formatting instead.
 
 One list of commands for people and for continuous integration. Tests are run_tests.py.
 """
@@ -14,13 +15,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-SOURCES = ("packages/kt-kernel/src", "packages/kt-kvcache/src", "packages/kt-runtime/src", "packages/kt-server/src")
+SOURCES = (
+    "packages/kt-kernel/src",
+    "packages/kt-kvcache/src",
+    "packages/kt-runtime/src",
+    "packages/kt-server/src",
+)
 
 
 def cpp_files() -> list[str]:
     """The C++ sources, for clang-format."""
     kernel = ROOT / "packages" / "kt-kernel"
-    return [str(p) for d in ("include", "csrc") for p in sorted((kernel / d).rglob("*")) if p.suffix in (".h", ".cpp")]
+    return [
+        str(p)
+        for d in ("include", "csrc")
+        for p in sorted((kernel / d).rglob("*"))
+        if p.suffix in (".h", ".cpp")
+    ]
 
 
 def checks() -> dict[str, list[str]]:
@@ -56,7 +67,8 @@ def main() -> int:
     for name, command in (fixes() if parser.parse_args().fix else checks()).items():
         started = time.monotonic()
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        print(f"{name:20s} {time.monotonic() - started:6.1f} s  {'ok' if result.returncode == 0 else 'FAILED'}", flush=True)
+        state = "ok" if result.returncode == 0 else "FAILED"
+        print(f"{name:20s} {time.monotonic() - started:6.1f} s  {state}", flush=True)
         if result.returncode != 0:
             failed.append(name)
             print(result.stdout + result.stderr, flush=True)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every suite (one pytest process per package, then the cross-package tests) and prints the time of each.
+"""Runs every suite (one pytest process per package, then the cross-package tests) and prints the
+time of each.
 
-`--fast` leaves out the slow and end-to-end tests. Exit status 0 only if every suite passed and none was empty.
+`--fast` leaves out the slow and end-to-end tests. Exit status 0 only if every suite passed and none
+was empty.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ def main() -> int:
     for suite, seconds, counts, ok in rows:
         state = "ok" if ok else "FAILED"
         print(f"{suite:22s} {seconds:7.1f} s  {counts.get('passed', 0):5d} passed  {state}")
-    total = {kind: sum(counts.get(kind, 0) for _, _, counts, _ in rows) for kind in ("passed", "failed", "skipped")}
+    total = {
+        kind: sum(counts.get(kind, 0) for _, _, counts, _ in rows)
+        for kind in ("passed", "failed", "skipped")
+    }
     failed = total["failed"] + sum(not ok and not counts.get("failed") for _, _, counts, ok in rows)
     print(f"{'total':22s} {sum(row[1] for row in rows):7.1f} s\n")
     print(f"{total['passed']} passed, {failed} failed, {total['skipped']} skipped")
@@ -50,7 +55,16 @@ def main() -> int:
 
 def run_suite(directory: Path, selection: list[str]) -> tuple[dict[str, int], bool]:
     """One pytest process, its output passed through; an empty suite counts as failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-c", str(ROOT / "pyproject.toml"), *selection]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--durations=5",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        *selection,
+    ]
     tests = directory / "tests" if (directory / "tests").is_dir() else directory
     process = subprocess.Popen([*command, str(tests)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -58,7 +72,9 @@ def run_suite(directory: Path, selection: list[str]) -> tuple[dict[str, int], bo
     for line in process.stdout:
         print(line, end="", flush=True)
         last = line if COUNT.search(line) else last
-    counts = {kind.rstrip("s") if kind == "errors" else kind: int(n) for n, kind in COUNT.findall(last)}
+    counts = {
+        kind.rstrip("s") if kind == "errors" else kind: int(n) for n, kind in COUNT.findall(last)
+    }
     return counts, process.wait() == 0 and counts.get("passed", 0) > 0
 
 

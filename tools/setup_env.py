@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds and refreshes .venv: requirements under constraints.txt, CPU torch, the four packages in editable form.
+"""Builds and refreshes .venv: requirements under constraints.txt, CPU torch, the four packages in
+editable form.
 
-Runs on the system's Python with its standard library only, because nothing else is there yet. Does nothing, quickly,
-when what it depends on has not changed. Not an installer for users: they `pip install` the packages.
+Runs on the system's Python with its standard library only, because nothing else is there yet. Does
+nothing, quickly,
+when what it depends on has not changed. Not an installer for users: they `pip install` the
+packages.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +26,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 CONSTRAINTS = ROOT / "constraints.txt"
 GROUPS = ("build", "run", "test", "check", "bench")
+MINIMUM_PYTHON = (3, 10)
 PACKAGES = (
     "packages/kt-kernel",
     "packages/kt-kvcache",
@@ -28,7 +34,8 @@ PACKAGES = (
     "packages/kt-server",
     "tools/demo_model",
 )
-# Changes here mean that a package must be installed again: its metadata, and for the kernels also every C++ source.
+# Changes here mean that a package must be installed again: its metadata, and for the kernels also
+# every C++ source.
 KERNEL_SOURCES = ("CMakeLists.txt", "include/**/*.h", "csrc/**/*.h", "csrc/**/*.cpp")
 
 
@@ -63,7 +70,7 @@ def main() -> int:
     return 0
 
 
-def steps():  # noqa: ANN201 — a generator of (name, fingerprint, action), used once above
+def steps() -> Iterator[tuple[str, str, Callable[[], None]]]:
     """The steps in order, each with the fingerprint that tells whether it is still up to date."""
     requirements = digest(ROOT / "pyproject.toml", CONSTRAINTS) + sys.version
     yield "virtual environment", sys.version, create_venv
@@ -74,14 +81,16 @@ def steps():  # noqa: ANN201 — a generator of (name, fingerprint, action), use
         files = [directory / "pyproject.toml"]
         if package.endswith("kt-kernel"):
             files += sorted(p for pattern in KERNEL_SOURCES for p in directory.glob(pattern))
-        yield f"install {package}", digest(*files), lambda d=directory: install_editable(d)
+        yield f"install {package}", digest(*files), partial(install_editable, directory)
 
 
 def check_prerequisites() -> None:
     """Everything pip cannot bring: Python with venv and headers, a C++20 compiler."""
     missing = []
-    if sys.version_info < (3, 10):
-        raise SetupError(f"needs Python 3.10 or newer; this is {sys.version.split()[0]} (set PYTHON=…)")
+    if sys.version_info[:2] < MINIMUM_PYTHON:
+        raise SetupError(
+            f"needs Python 3.10 or newer; this is {sys.version.split()[0]} (set PYTHON=…)"
+        )
     try:
         import ensurepip  # noqa: F401 — only its presence matters: venv cannot make pip without it
     except ImportError:
@@ -102,10 +111,16 @@ def create_venv() -> None:
 
 
 def install_torch() -> None:
-    """The CPU build only. A plain `torch` from a public index brings gigabytes of CUDA, so the plan is read first."""
-    requirement = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
+    """The CPU build only. A plain `torch` from a public index brings gigabytes of CUDA, so the
+    plan is read first.
+    """
+    requirement = next(
+        line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch==")
+    )
     command = (PYTHON, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", requirement)
-    report = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+    report = subprocess.run(
+        [str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True
+    )
     planned = [item["metadata"]["name"].lower() for item in json.loads(report.stdout)["install"]]
     if any(name.startswith(("nvidia", "cuda")) for name in planned):
         raise SetupError(
@@ -117,13 +132,21 @@ def install_torch() -> None:
 
 
 def install_requirements() -> None:
-    """Everything the packages, their tests and the tools need, from the root's dependency groups."""
-    groups = [argument for group in GROUPS for argument in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")]
+    """Everything the packages, their tests and the tools need, from the root's dependency
+    groups.
+    """
+    groups = [
+        argument
+        for group in GROUPS
+        for argument in ("--group", f"{ROOT / 'pyproject.toml'}:{group}")
+    ]
     pip("install", "--constraint", CONSTRAINTS, *groups)
 
 
 def install_editable(directory: Path) -> None:
-    """One of our packages; its requirements are there already, so nothing can be pulled in sideways."""
+    """One of our packages; its requirements are there already, so nothing can be pulled in
+    sideways.
+    """
     pip("install", "--no-build-isolation", "--no-deps", "--editable", directory)
 
 
@@ -138,7 +161,15 @@ def digest(*files: Path) -> str:
 
 def pip(*arguments: object) -> None:
     """The virtual environment's pip."""
-    run(PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments[:1], "--quiet", *arguments[1:])
+    run(
+        PYTHON,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        *arguments[:1],
+        "--quiet",
+        *arguments[1:],
+    )
 
 
 def run(*command: object) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every module imports on its own, without warnings: no import cycle hides behind another module's import order."""
+"""Every module imports on its own, without warnings: no import cycle hides behind another
+module's import order.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from importlib.util import find_spec
 
 import pytest
 
-# Imports each module with none of our packages loaded. Third-party modules stay, since importing torch anew for each
+# Imports each module with none of our packages loaded. Third-party modules stay, since importing
+# torch anew for each
 # would take minutes, and so do extension modules, which cannot be loaded twice.
 PROBE = """
 import importlib, sys, warnings
@@ -28,7 +31,8 @@ for name in {modules!r}:
 
 def modules_of(package: str) -> list[str]:
     spec = find_spec(package)
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     found = pkgutil.walk_packages(spec.submodule_search_locations, f"{package}.")
     names = [m.name for m in found if not m.name.endswith(("._core", ".__main__"))]
     return [package, *sorted(names)]
@@ -47,7 +51,9 @@ def test_every_module_imports_alone_and_without_warnings(package: str, preload: 
     modules = modules_of(package)
     assert len(modules) > 4
     probe = PROBE.format(modules=modules, preload=preload)
-    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=240)
+    result = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=240
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == modules
 
@@ -63,6 +69,8 @@ def test_every_module_imports_alone_and_without_warnings(package: str, preload: 
 )
 def test_light_parts_stay_light(package: str, heavy: list[str]) -> None:
     code = f"import sys, {package}; print(sorted(set({heavy!r}) & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"

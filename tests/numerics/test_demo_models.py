@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLM.logits on the two real demo models against transformers in float32, and what each weight format costs.
+"""LLM.logits on the two real demo models against transformers in float32, and what each weight
+format costs.
 
 The outside judge of the whole stack: transformers reads the same directories with its own code.
 """
@@ -75,8 +76,10 @@ def test_chunked_one_shot_and_token_by_token_are_bitwise_equal(
         np.testing.assert_array_equal(exact.logits(ids, chunk_size=chunk_size), one_shot)
 
 
-# Bounds on perplexity relative to float32: bf16 keeps 8 bits of mantissa, int8 has one scale per 32 weights, int4 leaves 15
-# levels per 32 weights, which costs a 135M-parameter model visibly. Measured figures: docs/benchmarks.md.
+# Bounds on perplexity relative to float32: bf16 keeps 8 bits of mantissa, int8 has one scale per 32
+# weights, int4 leaves 15
+# levels per 32 weights, which costs a 135M-parameter model visibly. Measured figures:
+# docs/benchmarks.md.
 @pytest.mark.parametrize(
     ("weight_format", "bound"), [("bf16", 1.02), ("int8", 1.02), ("int4", 1.35)]
 )
