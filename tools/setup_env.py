@@ -124,8 +124,8 @@ def install_torch() -> None:
     planned = [item["metadata"]["name"].lower() for item in json.loads(report.stdout)["install"]]
     if any(name.startswith(("nvidia", "cuda")) for name in planned):
         raise SetupError(
-            f"your package index offers {requirement} only as a CUDA build. Add PyTorch's CPU index "
-            "(its address is on pytorch.org under Get Started, Linux, Pip, CPU) and run again: "
+            f"your package index offers {requirement} only as a CUDA build. Add PyTorch's CPU "
+            "index (its address is on pytorch.org: Get Started, Linux, Pip, CPU) and run again: "
             "PIP_EXTRA_INDEX_URL=<that address> make setup"
         )
     pip("install", requirement)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each package declares exactly what it imports, as ranges: `pip install` of one package brings
+what it needs.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PACKAGES = Path(__file__).resolve().parents[2] / "packages"
+NAMES = ("kt-kernel", "kt-kvcache", "kt-runtime", "kt-server")
+
+
+def declared(package: str) -> dict[str, str]:
+    project = tomllib.loads((PACKAGES / package / "pyproject.toml").read_text())["project"]
+    found = (re.match(r"([A-Za-z0-9._-]+)\s*(.*)", d) for d in project.get("dependencies", []))
+    return {m[1].lower().replace("_", "-"): m[2] for m in found if m}
+
+
+def imported(package: str) -> set[str]:
+    own = package.replace("-", "_")
+    modules: set[str] = set()
+    for file in (PACKAGES / package / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                modules.add(node.module.split(".")[0])
+    return {m.replace("_", "-") for m in modules - set(sys.stdlib_module_names) - {own}}
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_imports_are_declared(package: str) -> None:
+    missing = imported(package) - set(declared(package))
+    assert missing == set()
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_requirements_are_ranges_that_users_can_share(package: str) -> None:
+    pinned = {name: rule for name, rule in declared(package).items() if "==" in rule}
+    assert pinned == {}
+    assert declared(package), "every package needs at least numpy or another package"
+
+
+def test_kernel_needs_numpy_and_safetensors_and_nothing_heavier() -> None:
+    assert set(declared("kt-kernel")) == {"numpy", "safetensors"}
