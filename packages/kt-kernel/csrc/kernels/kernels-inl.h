@@ -3,6 +3,7 @@
 // it opens no namespace and includes no standard header (the target did), because those must not be
 // compiled for the target.
 #include "kernels/element-inl.h"
+#include "kernels/vectors-inl.h"
 #include "kernels/act-inl.h"
 #include "kernels/dequant-inl.h"
 #include "kernels/gemm-inl.h"

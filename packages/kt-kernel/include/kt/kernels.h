@@ -140,6 +140,8 @@ struct AttentionArgs {
 // Choose top_k experts of each row (ties: lower id first). probability = softmax or sigmoid of the logits;
 // selection on probability + bias, within the topk_groups of num_groups groups whose two best sum highest;
 // weights are the probabilities of the chosen, optionally divided by their sum (+1e-20), times scale.
+// Needs num_experts <= kMaxRoutedExperts. A row with a NaN probability gets NaN weights and valid ids.
+inline constexpr int kMaxRoutedExperts = 1024;  // the kernel keeps one row of them on the stack; the field is at 512
 struct RouteArgs {
   const float* logits;        // [rows][num_experts]
   const float* bias;          // [num_experts] or null

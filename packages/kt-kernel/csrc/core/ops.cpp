@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ops: which worker calls which kernel on which rows, and the checks that only a run can make. No
+// arithmetic here. Every worker makes the same checks before it writes: cheaper than a barrier
+// behind one worker that does.
+#include "kt/ops.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "kt/check.h"
+#include "kt/dispatch.h"
+
+namespace kt {
+namespace {
+
+// Handing out a chunk costs about 100 ns; 16 Ki elements of the simplest kernel take 2 us.
+constexpr int64_t kChunkElements = 16 * 1024;
+// A gemm chunk: enough multiplications (about 5 us) to hide its hand-out, few enough to balance the
+// workers.
+constexpr int64_t kChunkProducts = 64 * 1024;
+// Rows of a gemm chunk: 64 activation rows of 2048 floats fill half of a 1 MiB second-level cache.
+constexpr int64_t kChunkRows = 64;
+
+int64_t grain_for(int64_t elements_per_unit) {
+  return std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, elements_per_unit));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t live_rows(const int32_t* num_rows, int64_t capacity) {
+  return num_rows == nullptr ? capacity : std::clamp<int64_t>(*num_rows, 0, capacity);
+}
+
+// body(worker, live rows) is the SPMD function of the op.
+template <class Body>
+Op make_op(const char* name, ThreadPool& pool, const int32_t* num_rows, int64_t capacity,
+           Body body) {
+  return {name, [name, &pool, num_rows, capacity, body = std::move(body)](Worker& worker) {
+            if (worker.id() == 0) pool.count(name);
+            body(worker, live_rows(num_rows, capacity));
+          }};
+}
+
+template <class Body>
+void submit(Stream& stream, const char* name, int64_t capacity, Body body) {
+  stream.submit(make_op(name, stream.pool(), stream.num_rows(), capacity, std::move(body)));
+}
+
+// Fills the range member of a worker's own copy of args, chunk by chunk. Ends at a barrier.
+template <class Args>
+void run_chunks(Worker& worker, int64_t count, int64_t grain, void (*kernel)(const Args&),
+                Range Args::* range, Args args) {
+  worker.parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    args.*range = {begin, end};
+    kernel(args);
+  });
+}
+
+void check_attention(const AttentionArgs& args, int64_t live) {
+  const char* op = "attention";
+  const int32_t* starts = args.cu_seqlens_q;
+  const int64_t max_len = static_cast<int64_t>(args.max_pages) * args.page_size;
+  KT_CHECK(op, starts[0] == 0, "cu_seqlens_q must begin with 0; got ", starts[0]);
+  for (int s = 0; s < args.num_seqs; ++s) {
+    KT_CHECK(op, starts[s] <= starts[s + 1], "cu_seqlens_q must not decrease; got ", starts[s],
+             " before ", starts[s + 1]);
+    const int64_t rows = starts[s + 1] - starts[s];
+    if (rows == 0 || starts[s] >= live) continue;  // no row, or only padding
+    const int64_t len = args.seq_lens[s];
+    KT_CHECK(op, len >= rows && len <= max_len, "seq_lens must lie between the ", rows,
+             " query rows and the ", max_len, " keys of the sequence's pages; got ", len);
+    const int32_t* pages = args.block_table + static_cast<int64_t>(s) * args.max_pages;
+    for (int64_t p = 0; p < ceil_div(len, args.page_size); ++p)
+      KT_CHECK(op, pages[p] >= 0 && pages[p] < args.num_pages, "block_table page must lie in [0, ",
+               args.num_pages, "); got ", pages[p]);
+  }
+  KT_CHECK(op, starts[args.num_seqs] >= live, "cu_seqlens_q must cover all ", live, " rows; got ",
+           starts[args.num_seqs]);
+}
+
+// Activation rows of one linear, laid out in one buffer.
+struct ActLayout {
+  size_t data, scales, sums, total;  // byte offsets; every part starts on a cache line
+};
+
+ActLayout act_layout(ActMode mode, int64_t rows, int k_padded) {
+  const auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+  const size_t elements = static_cast<size_t>(rows) * k_padded;
+  const size_t element_bytes = mode == ActMode::f32 ? 4 : mode == ActMode::bf16 ? 2 : 1;
+  const bool quantised = mode == ActMode::int8_g32;
+  ActLayout layout{};
+  layout.scales = aligned(elements * element_bytes);
+  layout.sums = layout.scales + (quantised ? aligned(elements / kBlock * sizeof(float)) : 0);
+  layout.total = layout.sums + (quantised ? aligned(elements / kSumGroup * sizeof(int16_t)) : 0);
+  return layout;
+}
+
+}  // namespace
+
+void embedding(Stream& stream, EmbeddingArgs args, int64_t rows) {
+  submit(stream, "embedding", rows, [args](Worker& worker, int64_t live) {
+    for (int64_t t = 0; t < live; ++t)
+      KT_CHECK("embedding", args.ids[t] >= 0 && args.ids[t] < args.vocab_size,
+               "ids must lie in [0, ", args.vocab_size, "); got ", args.ids[t]);
+    run_chunks(worker, live, grain_for(args.hidden), kernels().embedding, &EmbeddingArgs::tokens,
+               args);
+  });
+}
+
+void rms_norm(Stream& stream, RmsNormArgs args, int64_t rows, int64_t rows_per_token) {
+  submit(stream, "rms_norm", rows, [args, rows_per_token](Worker& worker, int64_t live) {
+    run_chunks(worker, live * rows_per_token, grain_for(args.columns), kernels().rms_norm,
+               &RmsNormArgs::rows, args);
+  });
+}
+
+void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, float* out,
+            int64_t rows, bool accumulate) {
+  const PackedMatrix& matrix = weight.matrix();
+  const ActMode mode = default_act_mode(matrix.format);
+  const ActLayout layout = act_layout(mode, rows, matrix.k_padded);
+  const auto scratch = stream.scratch(layout.total);
+  const ActRows act{mode, matrix.k_padded, scratch->data(),
+                    reinterpret_cast<float*>(scratch->data() + layout.scales),
+                    reinterpret_cast<int16_t*>(scratch->data() + layout.sums)};
+  const PrepareRowsArgs prepare{x, dtype, matrix.k, matrix.k, act, {}};
+  const GemmArgs gemm{act, nullptr, matrix, weight.bias(), out, matrix.n, accumulate, {}, {}};
+  submit(stream, "linear", rows, [scratch, prepare, gemm](Worker& worker, int64_t live) {
+    run_chunks(worker, live, grain_for(prepare.k), kernels().prepare_rows, &PrepareRowsArgs::rows,
+               prepare);
+    const auto kernel = kernels().gemm(gemm.b.format);
+    const int64_t panels = gemm.b.n_padded / kPanelRows;
+    const int64_t products = std::min(live, kChunkRows) * gemm.b.k_padded * kPanelRows;
+    // Whole pairs of panels: wide targets compute two at once.
+    const int64_t chunk_panels =
+        std::max<int64_t>(1, kChunkProducts / std::max<int64_t>(1, products) / 2) * 2;
+    const int64_t row_chunks = ceil_div(live, kChunkRows);
+    // Neighbouring units share their panels, which then stay in the worker's cache.
+    worker.parallel_for(ceil_div(panels, chunk_panels) * row_chunks, 1,
+                        [&](int64_t begin, int64_t end) {
+                          GemmArgs part = gemm;
+                          for (int64_t unit = begin; unit < end; ++unit) {
+                            const int64_t panel = unit / row_chunks * chunk_panels;
+                            const int64_t row = unit % row_chunks * kChunkRows;
+                            part.panels = {panel, std::min(panel + chunk_panels, panels)};
+                            part.rows = {row, std::min(row + kChunkRows, live)};
+                            kernel(part);
+                          }
+                        });
+  });
+}
+
+void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows) {
+  submit(stream, "rope_write_kv", rows, [args](Worker& worker, int64_t live) {
+    const char* op = "rope_write_kv";
+    for (int64_t t = 0; t < live; ++t) {
+      KT_CHECK(op, args.positions[t] >= 0 && args.positions[t] < args.max_positions,
+               "positions must lie in [0, ", args.max_positions, "); got ", args.positions[t]);
+      KT_CHECK(op, args.slot_mapping[t] < args.num_slots, "slot_mapping must lie below ",
+               args.num_slots, " (negative: not written); got ", args.slot_mapping[t]);
+    }
+    const int64_t heads = args.num_heads + 2 * args.num_kv_heads;
+    run_chunks(worker, live, grain_for(heads * args.head_dim), kernels().rope_write_kv,
+               &RopeWriteKvArgs::tokens, args);
+  });
+}
+
+void attention(Stream& stream, AttentionArgs args, int64_t rows) {
+  submit(stream, "attention", rows, [args](Worker& worker, int64_t live) {
+    check_attention(args, live);
+    run_chunks(worker, live * args.num_kv_heads, 1, kernels().attention, &AttentionArgs::units,
+               args);
+  });
+}
+
+void swiglu(Stream& stream, SwigluArgs args, int64_t rows, int64_t columns) {
+  args.stride = columns;
+  submit(stream, "swiglu", rows, [args, columns](Worker& worker, int64_t live) {
+    const auto kernel = kernels().swiglu;
+    // exp makes an element about four times as dear as the simplest kernel's.
+    const int64_t width = std::min(std::max<int64_t>(1, columns), kChunkElements / 4);
+    const int64_t blocks = ceil_div(columns, width);
+    worker.parallel_for(live * blocks, grain_for(4 * width), [&](int64_t begin, int64_t end) {
+      SwigluArgs part = args;
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t row = unit / blocks, column = unit % blocks * width;
+        part.rows = {row, row + 1};
+        part.columns = {column, std::min(column + width, columns)};
+        kernel(part);
+      }
+    });
+  });
+}
+
+void add(Stream& stream, AddArgs args, int64_t rows, int64_t columns) {
+  submit(stream, "add", rows, [args, columns](Worker& worker, int64_t live) {
+    run_chunks(worker, live * columns, kChunkElements, kernels().add, &AddArgs::elements, args);
+  });
+}
+
+void route(Stream& stream, RouteArgs args, int64_t rows) {
+  submit(stream, "route", rows, [args, rows](Worker& worker, int64_t live) {
+    const auto kernel = kernels().route;
+    const int64_t grain = grain_for(int64_t{args.num_experts} * args.top_k);
+    worker.parallel_for(rows, grain, [&](int64_t begin, int64_t end) {
+      RouteArgs part = args;
+      part.rows = {std::min(begin, live), std::min(end, live)};
+      kernel(part);
+      const int64_t padding =
+          std::max(begin, live) * args.top_k;  // routed nowhere: no expert works
+      std::fill(args.topk_ids + padding, args.topk_ids + std::max(padding, end * args.top_k), -1);
+      std::fill(args.topk_weights + padding,
+                args.topk_weights + std::max(padding, end * args.top_k), 0.0f);
+    });
+  });
+}
+
+Op moe_op(Moe& moe, const MoeCall& call, const int32_t* num_rows) {
+  return make_op("moe", moe.pool(), num_rows, call.rows,
+                 [&moe, call](Worker& worker, int64_t live) { moe.run(worker, call, live); });
+}
+
+void moe(Stream& stream, Moe& moe, const MoeCall& call) {
+  stream.submit(moe_op(moe, call, stream.num_rows()));
+}
+
+}  // namespace kt
