@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotary position tables from config.json, the default kind only. Rotation itself is Ops.rope_write_kv."""
+
+from __future__ import annotations
+
+import torch
+from kt_runtime.checkpoint.model_dir import ModelConfig
+from kt_runtime.protocols import RopeTable
+
+
+def rope_table(
+    config: ModelConfig, head_dim: int, *, theta: float, partial: float = 1.0
+) -> RopeTable:
+    """cos and sin of positions [0, max_position_embeddings), float32 (positions, rotary_dim / 2).
+
+    Float32 from the first step, as transformers does: angles near 1e5 radians have no more than 2-3 correct digits
+    then, and the model was trained with exactly those.
+
+    Args:
+        config: read from `rope_parameters` (transformers 5) or the top-level keys (transformers 4).
+        theta, partial: rope_theta and partial_rotary_factor where config.json does not say.
+
+    Raises:
+        ValueError: `[checkpoint] …` for any rope type but the default one.
+    """
+    nested = config.section("rope_parameters", "rope_scaling")
+    rope_type = nested.text("rope_type", "type", default="default")
+    if rope_type != "default":
+        raise ValueError(f"[checkpoint] rope type must be 'default'; got {rope_type!r}")
+    base = nested.number("rope_theta", default=config.number("rope_theta", default=theta))
+    share = nested.number(
+        "partial_rotary_factor", default=config.number("partial_rotary_factor", default=partial)
+    )
+    rotary_dim = int(head_dim * share)
+    if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+        raise ValueError(
+            f"[checkpoint] head_dim * partial_rotary_factor must be an even number in "
+            f"[2, {head_dim}]; got {rotary_dim}"
+        )
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    inverse_frequencies = 1.0 / (base**exponents)
+    positions = torch.arange(config.size("max_position_embeddings"), dtype=torch.float32)
+    angles = positions[:, None] * inverse_frequencies
+    return RopeTable(cos=angles.cos(), sin=angles.sin())

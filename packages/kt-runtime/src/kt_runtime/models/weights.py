@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WeightReader: checkpoint names in, the Ops' packed weights out. Checks shapes; knows no architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from math import prod
+from typing import Any
+
+import torch
+from kt_runtime.checkpoint.formats import Role, resolve
+from kt_runtime.config import WeightFormat
+from kt_runtime.protocols import Ops, Projection, TensorSource
+from torch import Tensor
+
+Progress = Callable[[int, int], None]
+
+
+class WeightReader:
+    """Reads each tensor once, straight into its packed form; holds none of them.
+
+    Every reader says the shape that config.json promises; a tensor of another shape is a ValueError `[checkpoint] …`.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        ops: Ops,
+        weight_format: WeightFormat,
+        progress: Progress | None = None,
+    ) -> None:
+        """progress: called with (bytes read, bytes in the checkpoint) after every tensor."""
+        self._source = source
+        self._ops = ops
+        self._weight_format = weight_format
+        self._progress = progress
+        self._bytes = {
+            name: prod(source.shape(name)) * source.dtype(name).itemsize for name in source.names()
+        }
+        self._unread = set(self._bytes)
+        self._bytes_read = 0
+
+    def vector(self, name: str, size: int) -> Any:
+        return self._ops.pack_vector(self._read(name, (size,)))
+
+    def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Any:
+        weight = self._read(name, (vocab_size, hidden_size))
+        return self._ops.pack_embedding(weight, self._format("embedding", weight.dtype))
+
+    def linear(
+        self,
+        name: str,
+        out_features: int,
+        in_features: int,
+        *,
+        bias: bool = False,
+        role: Role = "linear",
+    ) -> Any:
+        """`{name}.weight` (out_features, in_features) and, with bias, `{name}.bias`."""
+        weight = self._read(f"{name}.weight", (out_features, in_features))
+        vector = self._read(f"{name}.bias", (out_features,)) if bias else None
+        return self._ops.pack_linear(weight, self._format(role, weight.dtype), vector)
+
+    def experts(
+        self,
+        name: str,
+        projections: Mapping[Projection, str],
+        *,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        top_k: int,
+    ) -> Any:
+        """name: a pattern of {expert} and {projection}; projections: what the checkpoint calls gate, up and down."""
+
+        def tensor_name(expert: int, projection: Projection) -> str:
+            filled = name.format(expert=expert, projection=projections[projection])
+            return f"{filled}.weight"
+
+        def load(expert: int, projection: Projection) -> Tensor:
+            shape = (intermediate_size, hidden_size)
+            if projection == "down":
+                shape = (hidden_size, intermediate_size)
+            return self._read(tensor_name(expert, projection), shape)
+
+        # All experts share one format: the one that holds every stored dtype.
+        names = [tensor_name(e, p) for e in range(num_experts) for p in projections]
+        stored = reduce(torch.promote_types, {self._source.dtype(n) for n in names})
+        weight_format = self._format("experts", stored)
+        return self._ops.pack_experts(
+            num_experts, hidden_size, intermediate_size, top_k, weight_format, load
+        )
+
+    def finish(self, ignore: Callable[[str], bool]) -> None:
+        """Refuses a checkpoint with tensors that the model did not read, unless `ignore` says they are no part of it:
+        a tensor nobody reads is mathematics that is missing."""
+        left = sorted(name for name in self._unread if not ignore(name))
+        if left:
+            raise ValueError(
+                f"[checkpoint] every tensor must be known to the model; "
+                f"got {len(left)} unknown ones: {_sample(left)}"
+            )
+        self._report(sum(self._bytes.values()))
+
+    def _format(self, role: Role, stored: torch.dtype) -> str:
+        return resolve(self._weight_format, role, stored)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        got = self._source.shape(name)
+        if got != shape:
+            raise ValueError(f"[checkpoint] {name} must have shape {shape}; got {got}")
+        tensor = self._source.get(name)
+        if name in self._unread:
+            self._unread.remove(name)
+            self._report(self._bytes_read + self._bytes[name])
+        return tensor
+
+    def _report(self, bytes_read: int) -> None:
+        self._bytes_read = bytes_read
+        if self._progress is not None:
+            self._progress(bytes_read, sum(self._bytes.values()))
+
+
+def _sample(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
