@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+
 from kt_demo_model import heldout_text
 from kt_runtime import LLM
 from kt_runtime.inspect import resolve_model

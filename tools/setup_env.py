@@ -26,7 +26,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 CONSTRAINTS = ROOT / "constraints.txt"
 GROUPS = ("build", "run", "test", "check", "bench")
-MINIMUM_PYTHON = (3, 10)
+MINIMUM_PYTHON = (3, 11)
 PACKAGES = (
     "packages/kt-kernel",
     "packages/kt-kvcache",
@@ -89,7 +89,7 @@ def check_prerequisites() -> None:
     missing = []
     if sys.version_info[:2] < MINIMUM_PYTHON:
         raise SetupError(
-            f"needs Python 3.10 or newer; this is {sys.version.split()[0]} (set PYTHON=…)"
+            f"needs Python 3.11 or newer; this is {sys.version.split()[0]} (set PYTHON=…)"
         )
     try:
         import ensurepip  # noqa: F401 — only its presence matters: venv cannot make pip without it

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+
 from kt_runtime.ops.kt_ops import KtOps
 from kt_runtime.ops.torch_ops import TorchOps
 from kt_runtime.protocols import Ops

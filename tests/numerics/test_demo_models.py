@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from kt_demo_model import heldout_text
 from kt_runtime import LLM
 from kt_runtime.inspect import resolve_model
 from kt_runtime.text.tokenizer import Tokenizer
-from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.slow
 
