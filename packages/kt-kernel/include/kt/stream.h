@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "kt/experts.h"
+#include "kt/aligned_buffer.h"
 #include "kt/thread_pool.h"
 
 namespace kt {

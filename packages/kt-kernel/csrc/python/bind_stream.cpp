@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bindings of Stream and Graph: one set of op methods, run at once or recorded. Rules of shapes
+// live here; what only a run can know (ids, pages) is checked in csrc/core/ops.cpp.
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "kt/check.h"
+#include "kt/ops.h"
+
+namespace kt::python {
+
+using namespace nb::literals;
+
+namespace {
+
+using References = std::vector<nb::ndarray<nb::ro>>;
+
+// A Stream or Graph with what it must keep alive: its pool and, for recorded ops, their arrays and
+// weights.
+class StreamHandle {
+ public:
+  explicit StreamHandle(std::shared_ptr<ThreadPool> pool)
+      : pool_(std::move(pool)), stream_(std::make_unique<Stream>(*pool_)) {}
+
+  // build(stream) records or runs one op; running releases the GIL.
+  template <class Build>
+  void submit(Build build, const References& arrays, nb::object weights = {}) {
+    if (records_) {
+      arrays_.insert(arrays_.end(), arrays.begin(), arrays.end());
+      weights_.push_back(std::move(weights));
+      build(*stream_);
+      return;
+    }
+    const nb::gil_scoped_release release;
+    build(*stream_);
+  }
+  ThreadPool& pool() const { return *pool_; }
+
+ protected:
+  StreamHandle(std::shared_ptr<ThreadPool> pool, std::unique_ptr<Stream> graph)
+      : pool_(std::move(pool)), stream_(std::move(graph)), records_(true) {}
+
+  std::shared_ptr<ThreadPool> pool_;
+  std::unique_ptr<Stream> stream_;  // of pool_, so destroyed before it
+  bool records_ = false;
+  References arrays_;
+  std::vector<nb::object> weights_;
+};
+
+class GraphHandle : public StreamHandle {
+ public:
+  GraphHandle(std::shared_ptr<ThreadPool> pool, nb::handle num_rows)
+      : GraphHandle(pool,
+                    num_rows.is_none()
+                        ? std::nullopt
+                        : std::optional<Array>(std::in_place, "graph", "num_rows", num_rows,
+                                               Element::int32, std::initializer_list<Axis>{1})) {}
+  void replay() {
+    const nb::gil_scoped_release release;
+    graph().replay();
+  }
+  size_t size() { return graph().size(); }
+
+ private:
+  GraphHandle(const std::shared_ptr<ThreadPool>& pool, const std::optional<Array>& num_rows)
+      : StreamHandle(
+            pool, std::make_unique<Graph>(*pool, num_rows ? num_rows->read<int32_t>() : nullptr)) {
+    if (num_rows) arrays_.push_back(num_rows->reference());
+  }
+  Graph& graph() { return static_cast<Graph&>(*stream_); }
+};
+
+void embedding_op(StreamHandle& self, nb::handle ids, nb::handle weight,
+                  const std::string& dtype_name, nb::handle out) {
+  const char* op = "embedding";
+  const DType dtype = dtype_from_name(op, "dtype", dtype_name);
+  const Array i(op, "ids", ids, Element::int32, {"num_tokens"});
+  const Array w(op, "weight", weight, element_of(dtype), {"vocab_size", "hidden_size"});
+  const Array o(op, "out", out, Element::float32, {i.dim(0), w.dim(1)}, Access::write);
+  const EmbeddingArgs args{i.read<int32_t>(), w.read(),         dtype, w.dim(0),
+                           w.dim(1),          o.write<float>(), {}};
+  self.submit([&](Stream& stream) { embedding(stream, args, i.dim(0)); },
+              {i.reference(), w.reference(), o.reference()});
+}
+
+void rms_norm_op(StreamHandle& self, nb::handle x, nb::handle weight, float eps, nb::handle out) {
+  const char* op = "rms_norm";
+  const bool per_head = rank_of(x) == 3;
+  const Array in =
+      per_head ? Array(op, "x", x, Element::float32, {"num_tokens", "num_heads", "head_dim"})
+               : Array(op, "x", x, Element::float32, {"num_tokens", "hidden_size"});
+  const int columns = in.dim(per_head ? 2 : 1);
+  const int heads = per_head ? in.dim(1) : 1;
+  const Array w(op, "weight", weight, Element::float32, {columns});
+  const Array o =
+      per_head ? Array(op, "out", out, Element::float32, {in.dim(0), heads, columns}, Access::write)
+               : Array(op, "out", out, Element::float32, {in.dim(0), columns}, Access::write);
+  const RmsNormArgs args{in.read<float>(), w.read<float>(), o.write<float>(), columns, eps, {}};
+  self.submit([&](Stream& stream) { rms_norm(stream, args, in.dim(0), heads); },
+              {in.reference(), w.reference(), o.reference()});
+}
+
+void linear_op(StreamHandle& self, nb::handle x, nb::object weight, nb::handle out,
+               bool accumulate) {
+  const char* op = "linear";
+  const Linear& linear_weight = nb::cast<const Linear&>(weight);
+  const Array in(op, "x", x, Element::float32, {"num_tokens", linear_weight.matrix().k});
+  const Array o(op, "out", out, Element::float32, {in.dim(0), linear_weight.matrix().n},
+                Access::write);
+  self.submit(
+      [&](Stream& stream) {
+        linear(stream, linear_weight, in.read(), DType::f32, o.write<float>(), in.dim(0),
+               accumulate);
+      },
+      {in.reference(), o.reference()}, std::move(weight));
+}
+
+void rope_write_kv_op(StreamHandle& self, nb::handle q, nb::handle k, nb::handle v, nb::handle cos,
+                      nb::handle sin, nb::handle positions, nb::handle slot_mapping,
+                      nb::handle k_cache, nb::handle v_cache, const std::string& kv_dtype) {
+  const char* op = "rope_write_kv";
+  const DType dtype = dtype_from_name(op, "kv_dtype", kv_dtype);
+  const Array query(op, "q", q, Element::float32, {"num_tokens", "num_heads", "head_dim"},
+                    Access::write);
+  const int tokens = query.dim(0), head_dim = query.dim(2);
+  const Array key(op, "k", k, Element::float32, {tokens, "num_kv_heads", head_dim});
+  const int kv_heads = key.dim(1);
+  const Array value(op, "v", v, Element::float32, {tokens, kv_heads, head_dim});
+  const Array c(op, "cos", cos, Element::float32, {"max_positions", "rotary_dim / 2"});
+  const Array s(op, "sin", sin, Element::float32, {c.dim(0), c.dim(1)});
+  KT_CHECK(op, int64_t{2} * c.dim(1) <= head_dim, "rotary_dim must not exceed head_dim ", head_dim,
+           "; got ", int64_t{2} * c.dim(1));
+  const Array position(op, "positions", positions, Element::int32, {tokens});
+  const Array slot(op, "slot_mapping", slot_mapping, Element::int32, {tokens});
+  const Array kc(op, "k_cache", k_cache, element_of(dtype),
+                 {"num_pages", "page_size", kv_heads, head_dim}, Access::write);
+  const Array vc(op, "v_cache", v_cache, element_of(dtype),
+                 {kc.dim(0), kc.dim(1), kv_heads, head_dim}, Access::write);
+  RopeWriteKvArgs args{};
+  args.q = query.write<float>();
+  args.k = key.read<float>();
+  args.v = value.read<float>();
+  args.cos = c.read<float>();
+  args.sin = s.read<float>();
+  args.positions = position.read<int32_t>();
+  args.slot_mapping = slot.read<int32_t>();
+  args.k_cache = kc.write();
+  args.v_cache = vc.write();
+  args.kv_dtype = dtype;
+  args.num_heads = query.dim(1);
+  args.num_kv_heads = kv_heads;
+  args.head_dim = head_dim;
+  args.rotary_dim = 2 * c.dim(1);
+  args.num_slots = int64_t{kc.dim(0)} * kc.dim(1);
+  args.max_positions = c.dim(0);
+  self.submit([&](Stream& stream) { rope_write_kv(stream, args, tokens); },
+              {query.reference(), key.reference(), value.reference(), c.reference(), s.reference(),
+               position.reference(), slot.reference(), kc.reference(), vc.reference()});
+}
+
+void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::handle v_cache,
+                  const std::string& kv_dtype, nb::handle block_table, nb::handle seq_lens,
+                  nb::handle cu_seqlens_q, float scale, nb::handle out) {
+  const char* op = "attention";
+  const DType dtype = dtype_from_name(op, "kv_dtype", kv_dtype);
+  const Array query(op, "q", q, Element::float32, {"num_tokens", "num_heads", "head_dim"});
+  const int tokens = query.dim(0), heads = query.dim(1), head_dim = query.dim(2);
+  const Array kc(op, "k_cache", k_cache, element_of(dtype),
+                 {"num_pages", "page_size", "num_kv_heads", head_dim});
+  const int pages = kc.dim(0), page_size = kc.dim(1), kv_heads = kc.dim(2);
+  KT_CHECK(op, page_size > 0, "page_size must be positive; got ", page_size);
+  KT_CHECK(op, kv_heads > 0 && heads % kv_heads == 0,
+           "num_heads must be a multiple of num_kv_heads ", kv_heads, "; got ", heads);
+  const Array vc(op, "v_cache", v_cache, element_of(dtype), {pages, page_size, kv_heads, head_dim});
+  const Array table(op, "block_table", block_table, Element::int32, {"num_seqs", "max_pages"});
+  const int num_seqs = table.dim(0);
+  const Array lens(op, "seq_lens", seq_lens, Element::int32, {num_seqs});
+  const Array starts(op, "cu_seqlens_q", cu_seqlens_q, Element::int32, {int64_t{num_seqs} + 1});
+  const Array o(op, "out", out, Element::float32, {tokens, heads, head_dim}, Access::write);
+  AttentionArgs args{};
+  args.q = query.read<float>();
+  args.k_cache = kc.read();
+  args.v_cache = vc.read();
+  args.kv_dtype = dtype;
+  args.block_table = table.read<int32_t>();
+  args.seq_lens = lens.read<int32_t>();
+  args.cu_seqlens_q = starts.read<int32_t>();
+  args.num_seqs = num_seqs;
+  args.max_pages = table.dim(1);
+  args.page_size = page_size;
+  args.num_pages = pages;
+  args.num_heads = heads;
+  args.num_kv_heads = kv_heads;
+  args.head_dim = head_dim;
+  args.scale = scale;
+  args.out = o.write<float>();
+  self.submit([&](Stream& stream) { attention(stream, args, tokens); },
+              {query.reference(), kc.reference(), vc.reference(), table.reference(),
+               lens.reference(), starts.reference(), o.reference()});
+}
+
+void swiglu_op(StreamHandle& self, nb::handle gate, nb::handle up, nb::handle out) {
+  const char* op = "swiglu";
+  const Array g(op, "gate", gate, Element::float32, {"num_tokens", "intermediate_size"});
+  const Array u(op, "up", up, Element::float32, {g.dim(0), g.dim(1)});
+  const Array o(op, "out", out, Element::float32, {g.dim(0), g.dim(1)}, Access::write);
+  const SwigluArgs args{g.read<float>(), u.read<float>(), o.write<float>(), g.dim(1), {}, {}};
+  self.submit([&](Stream& stream) { swiglu(stream, args, g.dim(0), g.dim(1)); },
+              {g.reference(), u.reference(), o.reference()});
+}
+
+void add_op(StreamHandle& self, nb::handle x, nb::handle y, nb::handle out) {
+  const char* op = "add";
+  const Array a(op, "x", x, Element::float32, {"num_tokens", "hidden_size"});
+  const Array b(op, "y", y, Element::float32, {a.dim(0), a.dim(1)});
+  const Array o(op, "out", out, Element::float32, {a.dim(0), a.dim(1)}, Access::write);
+  const AddArgs args{a.read<float>(), b.read<float>(), o.write<float>(), {}};
+  self.submit([&](Stream& stream) { add(stream, args, a.dim(0), a.dim(1)); },
+              {a.reference(), b.reference(), o.reference()});
+}
+
+void route_op(StreamHandle& self, nb::handle logits, nb::handle topk_ids, nb::handle topk_weights,
+              const std::string& score, nb::handle bias, int num_groups, int topk_groups,
+              bool normalize, float scale) {
+  const char* op = "route";
+  KT_CHECK(op, score == "softmax" || score == "sigmoid", "score must be softmax or sigmoid; got ",
+           score);
+  const Array l(op, "logits", logits, Element::float32, {"num_tokens", "num_experts"});
+  const int experts = l.dim(1);
+  const Array ids(op, "topk_ids", topk_ids, Element::int32, {l.dim(0), "top_k"}, Access::write);
+  const int top_k = ids.dim(1);
+  const Array weights(op, "topk_weights", topk_weights, Element::float32, {l.dim(0), top_k},
+                      Access::write);
+  std::optional<Array> b;
+  if (!bias.is_none())
+    b.emplace(op, "bias", bias, Element::float32, std::initializer_list<Axis>{experts});
+  KT_CHECK(op, experts >= 1 && experts <= kMaxRoutedExperts, "num_experts must lie in [1, ",
+           kMaxRoutedExperts, "]; got ", experts);
+  KT_CHECK(op, num_groups >= 1 && experts % num_groups == 0, "num_groups must divide num_experts ",
+           experts, "; got ", num_groups);
+  KT_CHECK(op, topk_groups >= 1 && topk_groups <= num_groups, "topk_groups must lie in [1, ",
+           num_groups, "]; got ", topk_groups);
+  const int eligible = experts / num_groups * topk_groups;
+  KT_CHECK(op, top_k >= 1 && top_k <= eligible, "top_k must lie in [1, ", eligible, "]; got ",
+           top_k);
+  RouteArgs args{};
+  args.logits = l.read<float>();
+  args.bias = b ? b->read<float>() : nullptr;
+  args.score = score == "softmax" ? Score::softmax : Score::sigmoid;
+  args.num_experts = experts;
+  args.top_k = top_k;
+  args.num_groups = num_groups;
+  args.topk_groups = topk_groups;
+  args.normalize = normalize;
+  args.scale = scale;
+  args.topk_ids = ids.write<int32_t>();
+  args.topk_weights = weights.write<float>();
+  self.submit([&](Stream& stream) { route(stream, args, l.dim(0)); },
+              {l.reference(), ids.reference(), weights.reference(),
+               b ? b->reference() : nb::ndarray<nb::ro>()});
+}
+
+void moe_op_method(StreamHandle& self, nb::object moe_object, nb::handle hidden,
+                   const std::string& hidden_dtype, nb::handle topk_ids, nb::handle topk_weights,
+                   nb::handle out, const std::string& out_dtype, bool accumulate) {
+  MoeHandle& handle = nb::cast<MoeHandle&>(moe_object);
+  KT_CHECK("moe", &handle.pool() == &self.pool(),
+           "moe must belong to the stream's pool; got another pool");
+  const MoeArrays arrays("moe", handle.moe(), hidden, hidden_dtype, topk_ids, topk_weights, out,
+                         out_dtype, accumulate);
+  self.submit([&](Stream& stream) { moe(stream, handle.moe(), arrays.call()); },
+              arrays.references(), std::move(moe_object));
+}
+
+}  // namespace
+
+void bind_stream(nb::module_& m) {
+  nb::class_<StreamHandle>(m, "Stream", "Runs each op at once; the call returns when it is done.")
+      .def(nb::init<std::shared_ptr<ThreadPool>>(), "pool"_a)
+      .def("embedding", &embedding_op, "ids"_a, "weight"_a, "dtype"_a, "out"_a)
+      .def("rms_norm", &rms_norm_op, "x"_a, "weight"_a, "eps"_a, "out"_a,
+           "x (num_tokens, hidden_size) or (num_tokens, num_heads, head_dim); out may be x.")
+      .def("linear", &linear_op, "x"_a, "linear"_a, "out"_a, "accumulate"_a = false)
+      .def("rope_write_kv", &rope_write_kv_op, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "positions"_a,
+           "slot_mapping"_a, "k_cache"_a, "v_cache"_a, "kv_dtype"_a,
+           "Rotate q in place; write rotated k and v to their cache slots (negative: nowhere).")
+      .def("attention", &attention_op, "q"_a, "k_cache"_a, "v_cache"_a, "kv_dtype"_a,
+           "block_table"_a, "seq_lens"_a, "cu_seqlens_q"_a, "scale"_a, "out"_a)
+      .def("swiglu", &swiglu_op, "gate"_a, "up"_a, "out"_a)
+      .def("add", &add_op, "x"_a, "y"_a, "out"_a)
+      .def("route", &route_op, "logits"_a, "topk_ids"_a, "topk_weights"_a, "score"_a,
+           "bias"_a.none(), "num_groups"_a, "topk_groups"_a, "normalize"_a, "scale"_a,
+           "Padding rows get ids -1 and weights 0.")
+      .def("moe", &moe_op_method, "moe"_a, "hidden"_a, "hidden_dtype"_a, "topk_ids"_a,
+           "topk_weights"_a, "out"_a, "out_dtype"_a, "accumulate"_a);
+
+  nb::class_<GraphHandle, StreamHandle>(
+      m, "Graph",
+      "Records ops; replay() runs them all as one job. Keeps pool, "
+      "arrays and weights alive.")
+      .def(nb::init<std::shared_ptr<ThreadPool>, nb::handle>(), "pool"_a,
+           "num_rows"_a.none() = nb::none(),
+           "num_rows: int32 (1,), read at replay: rows at or beyond it are not computed.")
+      .def("replay", &GraphHandle::replay)
+      .def("__len__", &GraphHandle::size);
+}
+
+}  // namespace kt::python

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the bind_*.cpp files share: who registers what, and MoE as Python holds it. Every binding
+// validates, releases the GIL and makes one C++ call.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "kt/moe.h"
+#include "kt/thread_pool.h"
+
+namespace kt::python {
+
+void bind_dispatch(nb::module_& m);     // targets, formats, op names
+void bind_thread_pool(nb::module_& m);  // ThreadPool
+void bind_weights(nb::module_& m);      // Linear, Experts
+void bind_moe(nb::module_& m);          // MoE, Ticket
+void bind_stream(nb::module_& m);       // Stream, Graph
+
+// The arrays of one MoE call, checked against it.
+class MoeArrays {
+ public:
+  MoeArrays(const char* op, const Moe& moe, nb::handle hidden, const std::string& hidden_dtype,
+            nb::handle topk_ids, nb::handle topk_weights, nb::handle out,
+            const std::string& out_dtype, bool accumulate);
+  const MoeCall& call() const { return call_; }
+  std::vector<nb::ndarray<nb::ro>> references() const;
+
+ private:
+  DType dtype_, out_dtype_;
+  Array hidden_, topk_ids_, topk_weights_, out_;
+  MoeCall call_;
+};
+
+// One queued call, shared by its Ticket and its MoE. Thread-safe; needs no GIL.
+class Flight {
+ public:
+  Flight(ThreadPool& pool, uint64_t ticket) : pool_(pool), ticket_(ticket) {}
+  bool done() const { return finished_ || pool_.done(ticket_); }
+  void finish();         // blocks until the call has run
+  void rethrow() const;  // its error, if it had one; after finish()
+
+ private:
+  ThreadPool& pool_;
+  uint64_t ticket_;
+  std::once_flag once_;
+  std::atomic<bool> finished_{false};
+  std::exception_ptr error_;
+};
+
+// Moe, what it runs on, and its calls in flight.
+class MoeHandle {
+ public:
+  MoeHandle(std::shared_ptr<Experts> experts, int top_k, int max_tokens,
+            std::shared_ptr<ThreadPool> pool);
+  Moe& moe() { return moe_; }
+  ThreadPool& pool() { return *pool_; }
+  // At most two calls are in flight: one runs while the next one waits. A third blocks here. Needs
+  // no GIL.
+  std::shared_ptr<Flight> submit(const MoeCall& call);
+
+ private:
+  std::shared_ptr<ThreadPool> pool_;
+  Moe moe_;
+  std::mutex mutex_;
+  std::deque<std::shared_ptr<Flight>> in_flight_;
+};
+
+}  // namespace kt::python
