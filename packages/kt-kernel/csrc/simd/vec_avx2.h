@@ -98,6 +98,9 @@ struct Vec {
   // Sums stay int16 for 8 steps: 8 * 2 * 15 * 127 = 30480 fits.
   static I dot_u4(I acc, I w, I a) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, a)); }
   static I finish_u4(I acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+  static I offset_u4(const int16_t* sums) {
+    return _mm256_madd_epi16(broadcast4(sums), _mm256_set1_epi16(8));
+  }
 
  private:
   static I first(int n) {

@@ -42,11 +42,11 @@ struct Vec {
   }
   static F load_f16(const uint16_t* p) {
     F x;
-    for (int i = 0; i < 8; ++i) x[i] = f16_to_float(p[i]);
+    for (int i = 0; i < 8; ++i) x[i] = kt::f16_to_float(p[i]);
     return x;
   }
   static void store_f16(uint16_t* p, F x) {
-    for (int i = 0; i < 8; ++i) p[i] = float_to_f16(x[i]);
+    for (int i = 0; i < 8; ++i) p[i] = kt::float_to_f16(x[i]);
   }
 
   static F add(F a, F b) { return a + b; }
@@ -117,38 +117,10 @@ struct Vec {
   // The same with w in [0, 15], for at most 8 steps from zero; finish_u4 then gives int32 lanes.
   static I dot_u4(I acc, I w, I a) { return dot_s8(acc, w, a); }
   static I finish_u4(I acc) { return acc; }
+  // 8 * (sums[0] + sums[1]) in every lane: what offset-8 nibbles overcount in one block.
+  static I offset_u4(const int16_t* sums) { return set1_i(8 * (sums[0] + sums[1])); }
 
  private:
   static F as_float(I x) { return reinterpret_cast<F>(x); }
   static I as_int(F x) { return reinterpret_cast<I>(x); }
-  static float f16_to_float(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-    const uint32_t rest = half & 0x7fff;
-    uint32_t bits = (rest << 13) + (112u << 23);  // rebias the exponent 15 -> 127
-    if (rest >= 0x7c00) bits += 112u << 23;       // infinity, NaN
-    float value;
-    std::memcpy(&value, &bits, 4);
-    if (rest < 0x0400) value = static_cast<float>(rest) * 0x1p-24f;  // zero, subnormal: exact
-    std::memcpy(&bits, &value, 4);
-    bits |= sign;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  }
-  static uint16_t float_to_f16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
-    bits &= 0x7fffffff;
-    std::memcpy(&value, &bits, 4);
-    if (bits > 0x7f800000) return sign | 0x7e00;
-    if (value >= 65520.0f)
-      return sign | 0x7c00;  // halfway to the next power of two rounds to infinity
-    if (value < 0x1p-14f) {  // subnormal: adding 0.5 leaves a multiple of 2^-24
-      const float shifted = value + 0.5f;
-      std::memcpy(&bits, &shifted, 4);
-      return sign | static_cast<uint16_t>(bits - 0x3f000000);
-    }
-    const uint32_t odd = (bits >> 13) & 1;
-    return sign | static_cast<uint16_t>((bits + 0xfff + odd - (112u << 23)) >> 13);
-  }
 };

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kt/half.h"
 #include "kt/kernels.h"
 #include "targets/targets.h"
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chooses the kernel table: once, by CPU features, or by name. The active table is the one process-wide setting of this
-// library, because a CPU is one per process; ops read it when they start, so force() between calls is safe.
+// Chooses the kernel table: once, by CPU features, or by name. The active table is the one
+// process-wide setting of this library, because a CPU is one per process; ops read it when they
+// start, so force() between calls is safe.
 #pragma once
 
 #include <string>
@@ -13,10 +14,11 @@ namespace kt {
 const Kernels& kernels();                      // the active table
 std::vector<std::string> available_targets();  // best first; what this machine can run
 std::vector<std::string> compiled_targets();   // best first; what this build contains
-void force_target(const std::string& name);    // throws invalid_argument listing available_targets()
+void force_target(const std::string& name);  // throws invalid_argument listing available_targets()
 
-// Fault injection for tests of tests: while set, the named kernel of every target negates what it writes.
-// Proves that a result really came through that kernel. Empty name restores. Throws on an unknown name.
+// Fault injection for tests of tests: while set, the named kernel of every target negates what it
+// writes. Proves that a result really came through that kernel. Empty name restores. Throws on an
+// unknown name.
 void negate_kernel(const std::string& kernel);
 
 }  // namespace kt

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packed weights: Linear (one matrix) and Experts (three matrices per expert). They own their bytes; no compute here.
+// Packed weights: Linear (one matrix) and Experts (three matrices per expert). They own their
+// bytes; no compute here.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kt/aligned_buffer.h"
 #include "kt/formats.h"
 #include "kt/kernels.h"
 
@@ -14,28 +16,14 @@ namespace kt {
 
 class ThreadPool;
 
-// 64-byte aligned bytes, zero-filled.
-class AlignedBuffer {
- public:
-  AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t bytes);
-  std::byte* data() const { return data_.get(); }
-  size_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
-  std::unique_ptr<std::byte[], Free> data_;
-  size_t size_ = 0;
-};
-
 enum class Projection : uint8_t { gate, up, down };
 
 class Linear {
  public:
-  // weight: (n, k) row-major of dtype; bias: [n] float or null. Packs in parallel on pool.
-  Linear(const void* weight, DType dtype, int n, int k, Format format, int group_size, const float* bias, ThreadPool& pool);
+  // weight: (n, k) row-major of dtype; bias: [n] float or null. Packs in parallel on pool, or in
+  // this thread if null.
+  Linear(const void* weight, DType dtype, int n, int k, Format format, int group_size,
+         const float* bias, ThreadPool* pool);
   const PackedMatrix& matrix() const { return matrix_; }
   const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }
   size_t nbytes() const { return storage_.size(); }
@@ -48,13 +36,16 @@ class Linear {
 
 class Experts {
  public:
-  Experts(int num_experts, int hidden_size, int intermediate_size, Format gate, Format up, Format down, int group_size);
+  // group_size: 32, 64 or 128 for the integer formats among the three; the float formats ignore it.
+  Experts(int num_experts, int hidden_size, int intermediate_size, Format gate, Format up,
+          Format down, int group_size);
 
-  // Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, intermediate). Different
-  // (expert, projection) pairs may be put from different threads at once.
+  // Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden,
+  // intermediate). Different (expert, projection) pairs may be put from different threads at once.
   void put(int expert, Projection projection, const void* weight, DType dtype, int n, int k);
-  bool complete() const;                                       // every projection of every expert was put
+  bool complete() const;  // every projection of every expert was put
   PackedMatrix matrix(int expert, Projection projection) const;
+  Format format(Projection projection) const { return formats_[static_cast<int>(projection)]; }
 
   int num_experts() const { return num_experts_; }
   int hidden_size() const { return hidden_size_; }
@@ -62,15 +53,19 @@ class Experts {
   size_t nbytes() const { return storage_.size(); }
 
  private:
+  PackedMatrix shape(Projection projection) const;
+
   int num_experts_, hidden_size_, intermediate_size_;
   Format formats_[3];
   int group_size_;
-  size_t offsets_[3]{}, data_bytes_[3]{}, expert_bytes_ = 0;   // an expert's gate, up, down lie together
+  size_t offsets_[3]{},
+      expert_bytes_ = 0;  // an expert's gate, up, down lie together, each data then scales
   AlignedBuffer storage_;
-  std::vector<uint8_t> present_;
+  std::vector<uint8_t> present_;  // [expert][projection], written by different threads at once
 };
 
-// Pack rows [rows.begin, rows.end) of one (n, k) matrix; rows.begin must be a multiple of kPanelRows. Pure function.
+// Pack rows [rows.begin, rows.end) of one (n, k) matrix; rows.begin must be a multiple of
+// kPanelRows. Pure function.
 void pack_rows(const void* weight, DType dtype, const PackedMatrix& into, Range rows);
 
 }  // namespace kt

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this CPU and operating system can run: CPUID, XGETBV and (later) the AMX permission request. No dispatch here.
+// What this CPU and operating system can run: CPUID, XGETBV and (later) the AMX permission request.
+// No dispatch here.
 #pragma once
 
 namespace kt {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only seam between ISA-free code (csrc/core) and targets (csrc/targets): one function pointer per kernel.
-// Kernels are pure functions over a row/column range: they never allocate, lock, log, throw or read the environment;
-// ranges are chosen by csrc/core, arguments were validated by csrc/python.
+// The only seam between ISA-free code (csrc/core) and targets (csrc/targets): one function pointer
+// per kernel. Kernels are pure functions over a row/column range: they never allocate, lock, log,
+// throw or read the environment; ranges are chosen by csrc/core, arguments were validated by
+// csrc/python.
 #pragma once
 
 #include <cstdint>
@@ -17,19 +18,25 @@ struct Range {
   int64_t begin, end;
 };
 
-// Activation rows in one ActMode, K padded with zeros to kBlock.
+// Activation rows in one ActMode, K padded with zeros to kBlock. bf16 rows are floats that bf16 can
+// hold: a target without bf16 products multiplies them as they are. Read only by the gemm of the
+// target that prepared them.
 struct ActRows {
   ActMode mode{};
   int k_padded = 0;
-  void* data = nullptr;       // [rows][k_padded] float | bf16 | int8
-  float* scales = nullptr;    // int8_g32: [rows][k_padded / 32]
-  int16_t* sums = nullptr;    // int8_g32: [rows][k_padded / 16]
+  void* data = nullptr;     // [rows][k_padded] float | float | int8
+  float* scales = nullptr;  // int8_g32: [rows][k_padded / 32]
+  int16_t* sums = nullptr;  // int8_g32: [rows][k_padded / 16]
 };
 
-// Convert source rows (row stride `stride` elements) into `out`, rows `rows`. A non-finite int8_g32 block gets a NaN
-// scale, so that the whole output row becomes NaN and no other row notices.
+// Where `rows` activation rows lie in act_bytes() bytes at `at`, 64-byte aligned.
+size_t act_bytes(ActMode mode, int64_t rows, int k_padded);
+ActRows act_rows(ActMode mode, int64_t rows, int k_padded, std::byte* at);
+
+// Convert source rows (row stride `stride` elements) into `out`, rows `rows`. A non-finite int8_g32
+// block gets a NaN scale, so that the whole output row becomes NaN and no other row notices.
 struct PrepareRowsArgs {
-  const void* x;      // [rows][stride] of dtype
+  const void* x;  // [rows][stride] of dtype
   DType dtype;
   int64_t stride;
   int k;
@@ -38,17 +45,18 @@ struct PrepareRowsArgs {
 };
 
 // c[m][n] (+)= bias[n] + sum_k a[row(m)][k] * b[n][k], for m in rows and the output rows of panels.
-// K is summed in one fixed order per output, so a row does not depend on M, on the range or on its neighbours.
+// K is summed in one fixed order per output, so a row does not depend on M, on the range or on its
+// neighbours.
 struct GemmArgs {
   ActRows a;
-  const int32_t* row_ids;     // a-row of output row m, or null for identity
+  const int32_t* row_ids;  // a-row of output row m, or null for identity
   PackedMatrix b;
-  const float* bias;          // [n] or null
-  float* c;                   // [M][c_stride]
+  const float* bias;  // [n] or null
+  float* c;           // [M][c_stride]
   int64_t c_stride;
   bool accumulate;
   Range rows;
-  Range panels;               // of kPanelRows output columns
+  Range panels;  // of kPanelRows output columns
 };
 
 // out = silu(gate) * up, elementwise over a [rows] x [columns] block; out may alias gate.
@@ -56,33 +64,37 @@ struct SwigluArgs {
   const float* gate;
   const float* up;
   float* out;
-  int64_t stride;             // elements, the same for all three
+  int64_t stride;  // elements, the same for all three
   Range rows;
   Range columns;
 };
 
-struct AddArgs {              // out = x + y over a flat range; out may alias either
+struct AddArgs {  // out = x + y over a flat range; out may alias either
   const float* x;
   const float* y;
   float* out;
   Range elements;
 };
 
-// out[t] (+)= sum over slots s with ids[t][s] >= 0, in slot order, of weights[t][s] * y[slot_row[t][s]].
+// out[t] (+)= sum over slots s with ids[t][s] >= 0, in slot order, of weights[t][s] *
+// y[slot_row[t][s]].
 struct CombineArgs {
-  const float* y;             // [*][hidden] one row per (token, slot)
-  const int32_t* slot_row;    // [tokens][top_k]; < 0: skipped
-  const float* weights;       // [tokens][top_k]
+  const float* y;  // [*][y_stride] one row per (token, slot), padded to whole vectors
+  int64_t y_stride;
+  const int32_t* slot_row;  // [tokens][top_k]; < 0: skipped
+  const float* weights;     // [tokens][top_k]
   int top_k;
   int hidden;
-  float* out;                 // [tokens][hidden]
+  void* out;  // [tokens][hidden] of dtype
+  DType dtype;
   bool accumulate;
   Range tokens;
 };
 
-struct EmbeddingArgs {        // out[t] = weight[ids[t]] as float; ids outside [0, vocab_size) give a NaN row
+struct EmbeddingArgs {  // out[t] = weight[ids[t]] as float; ids outside [0, vocab_size) give a NaN
+                        // row
   const int32_t* ids;
-  const void* weight;         // [vocab_size][hidden]
+  const void* weight;  // [vocab_size][hidden]
   DType dtype;
   int64_t vocab_size;
   int hidden;
@@ -90,7 +102,7 @@ struct EmbeddingArgs {        // out[t] = weight[ids[t]] as float; ids outside [
   Range tokens;
 };
 
-struct RmsNormArgs {          // out = x / sqrt(mean(x^2) + eps) * weight, per row; out may alias x
+struct RmsNormArgs {  // out = x / sqrt(mean(x^2) + eps) * weight, per row; out may alias x
   const float* x;
   const float* weight;
   float* out;
@@ -99,31 +111,32 @@ struct RmsNormArgs {          // out = x / sqrt(mean(x^2) + eps) * weight, per r
   Range rows;
 };
 
-// Rotate the first rotary_dim of every head (rotate-half pairs i, i + rotary_dim/2): q in place, k into its cache slot
-// together with v. slot = page * page_size + offset; slot < 0 writes nothing.
+// Rotate the first rotary_dim of every head (rotate-half pairs i, i + rotary_dim/2): q in place, k
+// into its cache slot together with v. slot = page * page_size + offset; slot < 0 writes nothing.
 struct RopeWriteKvArgs {
-  float* q;                   // [tokens][num_heads][head_dim]
-  const float* k;             // [tokens][num_kv_heads][head_dim]
+  float* q;        // [tokens][num_heads][head_dim]
+  const float* k;  // [tokens][num_kv_heads][head_dim]
   const float* v;
-  const float* cos;           // [max_positions][rotary_dim / 2]
+  const float* cos;  // [max_positions][rotary_dim / 2]
   const float* sin;
-  const int32_t* positions;   // [tokens]
+  const int32_t* positions;  // [tokens]
   const int32_t* slot_mapping;
-  void* k_cache;              // [num_pages][page_size][num_kv_heads][head_dim] of kv_dtype
+  void* k_cache;  // [num_pages][page_size][num_kv_heads][head_dim] of kv_dtype
   void* v_cache;
   DType kv_dtype;
   int num_heads, num_kv_heads, head_dim, rotary_dim;
-  int64_t num_slots;          // num_pages * page_size; slots at or beyond it write nothing
-  int64_t max_positions;      // positions outside the table give NaN, never a stray read
+  int64_t num_slots;      // num_pages * page_size; slots at or beyond it write nothing
+  int64_t max_positions;  // positions outside the table give NaN, never a stray read
   Range tokens;
 };
 
-// Causal GQA over paged KV for query rows of any mix of prefill and decode. Row t belongs to the sequence s with
-// cu_seqlens_q[s] <= t < cu_seqlens_q[s + 1]; its position is seq_lens[s] - (cu_seqlens_q[s + 1] - t).
-// Keys are visited in blocks fixed by absolute position, so chunking cannot change a bit of the result.
+// Causal GQA over paged KV for query rows of any mix of prefill and decode. Row t belongs to the
+// sequence s with cu_seqlens_q[s] <= t < cu_seqlens_q[s + 1]; its position is seq_lens[s] -
+// (cu_seqlens_q[s + 1] - t). Keys are visited in blocks fixed by absolute position, so chunking
+// cannot change a bit of the result.
 struct AttentionArgs {
-  const float* q;             // [tokens][num_heads][head_dim]
-  const void* k_cache;        // [num_pages][page_size][num_kv_heads][head_dim] of kv_dtype
+  const float* q;       // [tokens][num_heads][head_dim]
+  const void* k_cache;  // [num_pages][page_size][num_kv_heads][head_dim] of kv_dtype
   const void* v_cache;
   DType kv_dtype;
   const int32_t* block_table;   // [num_seqs][max_pages]
@@ -133,45 +146,48 @@ struct AttentionArgs {
   int64_t num_pages;
   int num_heads, num_kv_heads, head_dim;
   float scale;
-  float* out;                 // [tokens][num_heads][head_dim]
-  Range units;                // unit = token * num_kv_heads + kv_head
+  float* out;   // [tokens][num_heads][head_dim]
+  Range units;  // unit = token * num_kv_heads + kv_head
 };
 
-// Choose top_k experts of each row (ties: lower id first). probability = softmax or sigmoid of the logits;
-// selection on probability + bias, within the topk_groups of num_groups groups whose two best sum highest;
-// weights are the probabilities of the chosen, optionally divided by their sum (+1e-20), times scale.
-// Needs num_experts <= kMaxRoutedExperts. A row with a NaN probability gets NaN weights and valid ids.
-inline constexpr int kMaxRoutedExperts = 1024;  // the kernel keeps one row of them on the stack; the field is at 512
+// Choose top_k experts of each row (ties: lower id first). probability = softmax or sigmoid of the
+// logits; selection on probability + bias, within the topk_groups of num_groups groups whose two
+// best sum highest; weights are the probabilities of the chosen, optionally divided by their sum
+// (+1e-20), times scale. Needs num_experts <= kMaxRoutedExperts. A row with a NaN probability gets
+// NaN weights and valid ids.
+inline constexpr int kMaxRoutedExperts =
+    1024;  // the kernel keeps one row of them on the stack; the field is at 512
 struct RouteArgs {
-  const float* logits;        // [rows][num_experts]
-  const float* bias;          // [num_experts] or null
+  const float* logits;  // [rows][num_experts]
+  const float* bias;    // [num_experts] or null
   Score score;
   int num_experts, top_k, num_groups, topk_groups;
   bool normalize;
   float scale;
-  int32_t* topk_ids;          // [rows][top_k]
-  float* topk_weights;        // [rows][top_k]
-  Range rows;                 // live rows
+  int32_t* topk_ids;    // [rows][top_k]
+  float* topk_weights;  // [rows][top_k]
+  Range rows;           // live rows
 };
 
-// X(kernel, ArgsType): every entry of the table, listed once for the table, its tests and `--matrix`.
-#define KT_KERNELS(X)                     \
-  X(prepare_rows, PrepareRowsArgs)        \
-  X(gemm_float32, GemmArgs)               \
-  X(gemm_bf16, GemmArgs)                  \
-  X(gemm_int8, GemmArgs)                  \
-  X(gemm_int4, GemmArgs)                  \
-  X(swiglu, SwigluArgs)                   \
-  X(add, AddArgs)                         \
-  X(combine, CombineArgs)                 \
-  X(embedding, EmbeddingArgs)             \
-  X(rms_norm, RmsNormArgs)                \
-  X(rope_write_kv, RopeWriteKvArgs)       \
-  X(attention, AttentionArgs)             \
+// X(kernel, ArgsType): every entry of the table, listed once for the table, its tests and
+// `--matrix`.
+#define KT_KERNELS(X)               \
+  X(prepare_rows, PrepareRowsArgs)  \
+  X(gemm_float32, GemmArgs)         \
+  X(gemm_bf16, GemmArgs)            \
+  X(gemm_int8, GemmArgs)            \
+  X(gemm_int4, GemmArgs)            \
+  X(swiglu, SwigluArgs)             \
+  X(add, AddArgs)                   \
+  X(combine, CombineArgs)           \
+  X(embedding, EmbeddingArgs)       \
+  X(rms_norm, RmsNormArgs)          \
+  X(rope_write_kv, RopeWriteKvArgs) \
+  X(attention, AttentionArgs)       \
   X(route, RouteArgs)
 
 struct Kernels {
-  const char* target;         // "scalar", "avx2", …
+  const char* target;  // "scalar", "avx2", …
 #define KT_FIELD(kernel, Args) void (*kernel)(const Args&) = nullptr;
   KT_KERNELS(KT_FIELD)
 #undef KT_FIELD

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// AlignedBuffer on anonymous mmap.
+#include "kt/aligned_buffer.h"
+
+#include <sys/mman.h>
+
+#include <new>
+#include <utility>
+
+namespace kt {
+
+AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
+  if (bytes == 0) return;
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) throw std::bad_alloc();
+  // Advice only: a kernel without transparent huge pages is slower, not wrong.
+  constexpr size_t kHugePage = 2u << 20;
+  if (bytes >= kHugePage) madvise(at, bytes, MADV_HUGEPAGE);
+  data_ = static_cast<std::byte*>(at);
+}
+
+AlignedBuffer::~AlignedBuffer() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+AlignedBuffer::AlignedBuffer(AlignedBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+AlignedBuffer& AlignedBuffer::operator=(AlignedBuffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+}  // namespace kt

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The active kernel table: the best this machine can run, or the one named by KT_ISA or
+// force_target().
+#include "kt/dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+
+#include "kt/check.h"
+#include "kt/isa.h"
+#include "negate.h"
+#include "targets/targets.h"
+
+namespace kt {
+namespace {
+
+struct Target {
+  const Kernels* table;
+  bool supported;
+};
+
+// Best first. A new target is one line here and one in targets.h.
+const std::vector<Target>& targets() {
+  static const std::vector<Target> all = {
+#if defined(__x86_64__)
+      {&avx2_kernels(), cpu_features().avx2_fma_f16c},
+#endif
+      {&scalar_kernels(), true},
+  };
+  return all;
+}
+
+std::vector<std::string> names(bool supported_only) {
+  std::vector<std::string> found;
+  for (const Target& target : targets())
+    if (target.supported || !supported_only) found.push_back(target.table->target);
+  return found;
+}
+
+const Kernels& find(const char* op, const std::string& name) {
+  std::string available;
+  for (const Target& target : targets()) {
+    if (!target.supported) continue;
+    if (name == target.table->target) return *target.table;
+    available += (available.empty() ? "" : ", ") + std::string(target.table->target);
+  }
+  fail(op, "target must be one of ", available, " on this machine; got ", name);
+}
+
+const Kernels& initial() {
+  const char* name = std::getenv("KT_ISA");
+  if (name != nullptr && *name != '\0') return find("KT_ISA", name);
+  for (const Target& target : targets())
+    if (target.supported) return *target.table;
+  return scalar_kernels();
+}
+
+std::mutex g_mutex;  // guards the three below; readers only load g_active
+std::atomic<const Kernels*> g_active{nullptr};
+const Kernels* g_chosen = nullptr;  // without fault injection
+Kernels g_faulty;                   // g_chosen with one kernel negated
+std::string g_negated;              // its name, or empty
+
+const Kernels& chosen() {
+  if (g_chosen == nullptr) g_chosen = &initial();
+  return *g_chosen;
+}
+
+void activate() {
+  if (!g_negated.empty()) negated_copy(chosen(), g_negated, &g_faulty);
+  g_active.store(g_negated.empty() ? &chosen() : &g_faulty, std::memory_order_release);
+}
+
+}  // namespace
+
+void (*Kernels::gemm(Format format) const)(const GemmArgs&) {
+  switch (format) {
+    case Format::float32:
+      return gemm_float32;
+    case Format::bf16:
+      return gemm_bf16;
+    case Format::int8:
+      return gemm_int8;
+    case Format::int4:
+      return gemm_int4;
+  }
+  return nullptr;
+}
+
+const Kernels& kernels() {
+  if (const Kernels* active = g_active.load(std::memory_order_acquire)) return *active;
+  const std::lock_guard lock(g_mutex);
+  activate();
+  return *g_active.load(std::memory_order_relaxed);
+}
+
+std::vector<std::string> available_targets() { return names(true); }
+std::vector<std::string> compiled_targets() { return names(false); }
+
+void force_target(const std::string& name) {
+  const std::lock_guard lock(g_mutex);
+  g_chosen = &find("isa.force", name);
+  activate();
+}
+
+void negate_kernel(const std::string& kernel) {
+  const std::lock_guard lock(g_mutex);
+  Kernels scratch;
+  KT_CHECK("isa.negate_kernel", kernel.empty() || negated_copy(chosen(), kernel, &scratch),
+           "kernel must be one of ", kernel_names(), ", or empty; got ", kernel);
+  g_negated = kernel;
+  activate();
+}
+
+}  // namespace kt

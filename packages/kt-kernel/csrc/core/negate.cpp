@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// What "negates what it writes" means for each kernel: the sign bit of its output within the range
+// it was given.
+#include "negate.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace kt {
+namespace {
+
+std::atomic<const Kernels*> g_base{nullptr};  // whose kernels the wrappers below call
+
+void flip(float* x, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) x[i] = -x[i];
+}
+
+void flip_rows(float* x, Range rows, int64_t columns) {
+  flip(x, rows.begin * columns, rows.end * columns);
+}
+
+void negate_output(const PrepareRowsArgs& args) {
+  const ActRows& out = args.out;
+  if (out.mode == ActMode::int8_g32)
+    flip_rows(out.scales, args.rows, out.k_padded / kBlock);
+  else
+    flip_rows(static_cast<float*>(out.data), args.rows, out.k_padded);
+}
+
+void negate_output(const GemmArgs& args) {
+  const int64_t end = std::min<int64_t>(args.panels.end * kPanelRows, args.b.n);
+  for (int64_t row = args.rows.begin; row < args.rows.end; ++row)
+    flip(args.c + row * args.c_stride, args.panels.begin * kPanelRows, end);
+}
+
+void negate_output(const SwigluArgs& args) {
+  for (int64_t row = args.rows.begin; row < args.rows.end; ++row)
+    flip(args.out + row * args.stride, args.columns.begin, args.columns.end);
+}
+
+void negate_output(const AddArgs& args) { flip(args.out, args.elements.begin, args.elements.end); }
+
+void negate_output(const CombineArgs& args) {
+  if (args.dtype == DType::f32) {
+    flip_rows(static_cast<float*>(args.out), args.tokens, args.hidden);
+    return;
+  }
+  auto* const out = static_cast<uint16_t*>(args.out);
+  for (int64_t i = args.tokens.begin * args.hidden; i < args.tokens.end * args.hidden; ++i)
+    out[i] ^= 0x8000;
+}
+
+void negate_output(const EmbeddingArgs& args) { flip_rows(args.out, args.tokens, args.hidden); }
+
+void negate_output(const RmsNormArgs& args) { flip_rows(args.out, args.rows, args.columns); }
+
+// The queries; the cache keeps what was written.
+void negate_output(const RopeWriteKvArgs& args) {
+  flip_rows(args.q, args.tokens, int64_t{args.num_heads} * args.head_dim);
+}
+
+void negate_output(const AttentionArgs& args) {
+  flip_rows(args.out, args.units, int64_t{args.num_heads} / args.num_kv_heads * args.head_dim);
+}
+
+void negate_output(const RouteArgs& args) {  // the weights; a negated id would be no id
+  flip_rows(args.topk_weights, args.rows, args.top_k);
+}
+
+template <auto kKernel, class Args>
+void negated(const Args& args) {
+  (g_base.load()->*kKernel)(args);
+  negate_output(args);
+}
+
+}  // namespace
+
+bool negated_copy(const Kernels& base, const std::string& kernel, Kernels* copy) {
+  *copy = base;
+#define KT_NEGATE(name, Args)                    \
+  if (kernel == #name) {                         \
+    g_base = &base;                              \
+    copy->name = &negated<&Kernels::name, Args>; \
+    return true;                                 \
+  }
+  KT_KERNELS(KT_NEGATE)
+#undef KT_NEGATE
+  return false;
+}
+
+std::string kernel_names() {
+  std::string names;
+#define KT_NAME(name, Args) names += (names.empty() ? "" : ", ") + std::string(#name);
+  KT_KERNELS(KT_NAME)
+#undef KT_NAME
+  return names;
+}
+
+}  // namespace kt
