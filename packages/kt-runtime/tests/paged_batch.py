@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds Batch and KV pages by hand, so that ops and models are tested without scheduler and engine. Not a test."""
+"""Builds Batch and KV pages by hand, so that ops and models are tested without scheduler and
+engine. Not a test."""
 
 from __future__ import annotations
 

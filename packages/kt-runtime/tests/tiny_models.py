@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random checkpoints written by transformers, which is also their judge. Not a test; no KT code.
+"""Tiny random checkpoints written by transformers, which is also their judge. Not a test; no KT
+code.
 
-transformers initialises routers, biases and buffers to zeros or constants, which would leave routing degenerate, so
-every parameter and floating-point buffer is drawn again, wide enough that experts and heads really differ.
+transformers initialises routers, biases and buffers to zeros or constants, which would leave
+routing degenerate, so every parameter and floating-point buffer is drawn again, wide enough that
+experts and heads really differ.
 """
 
 from __future__ import annotations
@@ -108,7 +110,8 @@ def make_checkpoint(name: str, directory: str | Path, seed: int = 1) -> tuple[An
 
 @cache
 def tiny_checkpoint(name: str, seed: int = 1) -> tuple[Any, Path]:
-    """make_checkpoint, once per process; the directory goes when the process ends. Do not write into it."""
+    """make_checkpoint, once per process; the directory goes when the process ends. Do not write
+    into it."""
     directory = TemporaryDirectory(prefix="kt-tiny-")
     _directories.append(directory)
     return make_checkpoint(name, directory.name, seed)

@@ -6,12 +6,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+
 from kt_runtime.config import WeightFormat
 
 Role = Literal["experts", "linear", "embedding", "lm_head", "router"]
 PackedFormat = Literal["float32", "bf16", "int8", "int4"]
 
-# "native": the smallest format that holds every stored value. bf16 has three mantissa bits less than float16.
+# "native": the smallest format that holds every stored value. bf16 has three mantissa bits less
+# than float16.
 NATIVE: dict[torch.dtype, PackedFormat] = {
     torch.float32: "float32",
     torch.bfloat16: "bf16",
@@ -22,9 +24,10 @@ NATIVE: dict[torch.dtype, PackedFormat] = {
 def resolve(weight_format: WeightFormat, role: Role, stored: torch.dtype) -> PackedFormat:
     """The format of one matrix.
 
-    Routers stay float32: they are small, and a rounded router picks other experts. Embedding tables are looked up, not
-    multiplied, so they have no integer format. "int4" keeps int4 for the routed experts, nearly all of the bytes, and
-    takes int8 for the rest, where 4 bits cost more quality than they save time.
+    Routers stay float32: they are small, and a rounded router picks other experts. Embedding tables
+    are looked up, not multiplied, so they have no integer format. "int4" keeps int4 for the routed
+    experts, nearly all of the bytes, and takes int8 for the rest, where 4 bits cost more quality
+    than they save time.
 
     Args:
         weight_format: what the user asked for.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint directory's JSON files: config.json and generation_config.json. Not tensors, not the tokenizer."""
+"""A checkpoint directory's JSON files: config.json and generation_config.json. Not tensors, not the
+tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ValueError `[checkpoint] …` if it is missing or not a JSON object."""
+    """The JSON object in `path`; ValueError `[checkpoint] …` if it is missing or not a JSON
+    object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -30,8 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
 class ModelConfig:
     """config.json with its values checked where they are read.
 
-    Every reader takes the spellings of one setting, oldest habit last; the first that is present and not null counts.
-    A setting without a default must be there. Errors: ValueError `[checkpoint] …` naming file and key.
+    Every reader takes the spellings of one setting, oldest habit last; the first that is present
+    and not null counts. A setting without a default must be there. Errors: ValueError `[checkpoint]
+    …` naming file and key.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
@@ -49,6 +52,7 @@ class ModelConfig:
         return ModelConfig(value or {}, self._path)
 
     def text(self, *keys: str, default: str | None = None) -> str:
+        """A string."""
         value = self._present(keys, default)
         self._check(isinstance(value, str), keys, "a string", value)
         return str(value)
@@ -61,12 +65,14 @@ class ModelConfig:
         return int(value)
 
     def number(self, *keys: str, default: float | None = None) -> float:
+        """A number, as float."""
         value = self._present(keys, default)
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
         self._check(ok, keys, "a number", value)
         return float(value)
 
     def flag(self, *keys: str, default: bool) -> bool:
+        """true or false."""
         value = self._present(keys, default)
         self._check(isinstance(value, bool), keys, "true or false", value)
         return bool(value)
@@ -105,7 +111,8 @@ class ModelDir:
         path: the directory.
         config: config.json.
         model_type: its architecture, e.g. "mixtral".
-        eos_token_ids: ids that end a sequence, from generation_config.json if it names any, else config.json.
+        eos_token_ids: ids that end a sequence, from generation_config.json if it names any, else
+            config.json.
     """
 
     path: Path

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorSource over the safetensors files of a model directory, single or sharded. Memory-mapped, keeps no tensor."""
+"""TensorSource over the safetensors files of a model directory, single or sharded. Memory-mapped,
+keeps no tensor."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kt_runtime.checkpoint.model_dir import read_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from kt_runtime.checkpoint.model_dir import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -35,13 +37,14 @@ DTYPES = {
 class SafetensorsSource:
     """A checkpoint's tensors by name.
 
-    Opening reads the headers of all files and compares them with the files' sizes, so that a truncated or incomplete
-    checkpoint is refused before any weight is packed. Tensors are views of the mapped file: copy what must outlive it.
-    Not thread-safe while opening; reading is.
+    Opening reads the headers of all files and compares them with the files' sizes, so that a
+    truncated or incomplete checkpoint is refused before any weight is packed. Tensors are views of
+    the mapped file: copy what must outlive it. Not thread-safe while opening; reading is.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """path: the model directory. Raises ValueError `[checkpoint] …` naming the file and tensor."""
+        """path: the model directory. Raises ValueError `[checkpoint] …` naming the file and
+        tensor."""
         self._path = Path(path)
         self._files: dict[str, Any] = {}  # by file name
         self._where: dict[str, str] = {}  # tensor → file name
@@ -51,12 +54,15 @@ class SafetensorsSource:
             self._where = dict.fromkeys(self._open(SINGLE), SINGLE)
 
     def names(self) -> Sequence[str]:
+        """All tensors, in no order that matters."""
         return list(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Read from the header."""
         return tuple(self._entry(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
+        """Read from the header; ValueError for a type that torch does not have."""
         stored = self._entry(name).get_dtype()
         if stored not in DTYPES:
             raise ValueError(
@@ -66,6 +72,7 @@ class SafetensorsSource:
         return DTYPES[stored]
 
     def get(self, name: str) -> Tensor:
+        """A view of the mapped file."""
         tensor: Tensor = self._file_of(name).get_tensor(name)
         return tensor
 
@@ -104,11 +111,12 @@ class SafetensorsSource:
                 f"[checkpoint] {file} must be a file in the model directory; got {self._path}"
             )
         try:
-            opened = safe_open(path, framework="pt")
+            opened: Any = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"[checkpoint] {file} must be a complete safetensors file; got {error} "
                 f"({path.stat().st_size} bytes)"
             ) from None
         self._files[file] = opened
-        return list(opened.keys())
+        names: list[str] = opened.keys()
+        return names

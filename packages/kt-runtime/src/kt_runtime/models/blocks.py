@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blocks that architectures are assembled from: attention, MLPs, layer, decoder. They call Ops only.
+"""The blocks that architectures are assembled from: attention, MLPs, layer, decoder. They call Ops
+only.
 
-A block holds packed weights and nothing that changes. `load` reads them by Hugging Face names under a prefix.
-Shapes: x is (T, hidden_size) float32 everywhere.
+A block holds packed weights and nothing that changes. `load` reads them by Hugging Face names under
+a prefix. Shapes: x is (T, hidden_size) float32 everywhere.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.models.weights import WeightReader
 from kt_runtime.protocols import Batch, KVLayer, ModelShape, Ops, Projection, RopeTable, Router
-from torch import Tensor
 
 GATE_UP_DOWN: Mapping[Projection, str] = {
     "gate": "gate_proj",
@@ -34,6 +36,7 @@ class AttentionShape:
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> AttentionShape:
+        """From the Hugging Face keys that all decoder models share."""
         hidden_size = config.size("hidden_size")
         num_heads = config.size("num_attention_heads")
         num_kv_heads = config.size("num_key_value_heads", default=num_heads)
@@ -48,7 +51,8 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True)
 class GqaAttention:
-    """Causal grouped-query attention with rotary positions and, optionally, RMSNorm of every query and key head."""
+    """Causal grouped-query attention with rotary positions and, optionally, RMSNorm of every query
+    and key head."""
 
     shape: AttentionShape
     rope: RopeTable
@@ -73,6 +77,7 @@ class GqaAttention:
         qk_norm: bool = False,
         eps: float,
     ) -> GqaAttention:
+        """Reads {q,k,v,o}_proj and, with qk_norm, {q,k}_norm."""
         q_size = shape.num_heads * shape.head_dim
         kv_size = shape.num_kv_heads * shape.head_dim
 
@@ -92,6 +97,7 @@ class GqaAttention:
         )
 
     def forward(self, ops: Ops, x: Tensor, batch: Batch, kv: KVLayer) -> Tensor:
+        """Writes the KV of these rows, then attends over all of them."""
         head_dim = self.shape.head_dim
         q = ops.linear(x, self.q_proj).view(-1, self.shape.num_heads, head_dim)
         k = ops.linear(x, self.k_proj).view(-1, self.shape.num_kv_heads, head_dim)
@@ -116,6 +122,7 @@ class DenseMlp:
     def load(
         cls, weights: WeightReader, prefix: str, hidden_size: int, intermediate_size: int
     ) -> DenseMlp:
+        """Reads {gate,up,down}_proj."""
         return cls(
             weights.linear(f"{prefix}.gate_proj", intermediate_size, hidden_size),
             weights.linear(f"{prefix}.up_proj", intermediate_size, hidden_size),
@@ -123,6 +130,7 @@ class DenseMlp:
         )
 
     def forward(self, ops: Ops, x: Tensor) -> Tensor:
+        """Three matrices and a gate."""
         hidden = ops.swiglu(ops.linear(x, self.gate_proj), ops.linear(x, self.up_proj))
         return ops.linear(hidden, self.down_proj)
 
@@ -164,6 +172,7 @@ class SparseMoe:
         projections: Mapping[Projection, str] = GATE_UP_DOWN,
         shared: DenseMlp | None = None,
     ) -> SparseMoe:
+        """Reads gate and experts.{expert}.{projection}; the caller loads the shared expert."""
         gate = weights.linear(f"{prefix}.gate", shape.num_experts, shape.hidden_size, role="router")
         experts = weights.experts(
             f"{prefix}.experts.{{expert}}.{{projection}}",
@@ -176,6 +185,7 @@ class SparseMoe:
         return cls(gate, router, experts, shared)
 
     def forward(self, ops: Ops, x: Tensor) -> Tensor:
+        """Routed experts of each row, plus the shared one."""
         topk_ids, topk_weights = ops.route(ops.linear(x, self.gate), self.router)
         out = ops.experts(x, self.experts, topk_ids, topk_weights)
         return out if self.shared is None else ops.add(out, self.shared.forward(ops, x))
@@ -200,6 +210,7 @@ class DecoderLayer:
         mlp: DenseMlp | SparseMoe,
         eps: float,
     ) -> DecoderLayer:
+        """Reads the two norms around the given blocks."""
         size = attention.shape.hidden_size
         return cls(
             weights.vector(f"{prefix}.input_layernorm.weight", size),
@@ -210,6 +221,7 @@ class DecoderLayer:
         )
 
     def forward(self, ops: Ops, x: Tensor, batch: Batch, kv: KVLayer) -> Tensor:
+        """Two residual steps."""
         x = ops.add(x, self.attention.forward(ops, self._norm(ops, x, first=True), batch, kv))
         return ops.add(x, self.mlp.forward(ops, self._norm(ops, x, first=False)))
 
@@ -235,7 +247,8 @@ class Decoder:
         config: ModelConfig,
         layers: Sequence[DecoderLayer],
     ) -> Decoder:
-        """Reads what stands around the layers: model.embed_tokens, model.norm and lm_head (or the tied embedding)."""
+        """Reads what stands around the layers: model.embed_tokens, model.norm and lm_head (or the
+        tied embedding)."""
         attention = layers[0].attention.shape
         vocab_size = config.size("vocab_size")
         tied = config.flag("tie_word_embeddings", default=False)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GLM-4.5 family (model_type "glm4_moe"): partly rotated GQA, grouped sigmoid router with a choice-only bias, shared
-experts, first layers dense. Not its multi-token-prediction layers: they stand after num_hidden_layers and are skipped."""
+"""GLM-4.5 family (model_type "glm4_moe"): partly rotated GQA, grouped sigmoid router with a
+choice-only bias, shared experts, first layers dense. Not its multi-token-prediction layers: they
+stand after num_hidden_layers and are skipped."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from kt_runtime.protocols import Router
 
 
 def build(config: ModelConfig, weights: WeightReader) -> Decoder:
+    """Assembles the model from config.json and packs its weights."""
     config.only("hidden_act", "silu")
     attention = AttentionShape.from_config(config)
     hidden_size = attention.hidden_size

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixtral (model_type "mixtral"): GQA without biases, softmax router normalised over the chosen, no shared expert."""
+"""Mixtral (model_type "mixtral"): GQA without biases, softmax router normalised over the chosen, no
+shared expert."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ PROJECTIONS: dict[Projection, str] = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def build(config: ModelConfig, weights: WeightReader) -> Decoder:
+    """Assembles the model from config.json and packs its weights."""
     config.only("hidden_act", "silu")
     config.only("sliding_window", None)
     attention = AttentionShape.from_config(config)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen3-MoE (model_type "qwen3_moe"): GQA with normed heads, softmax router, dense layers where config.json says."""
+"""Qwen3-MoE (model_type "qwen3_moe"): GQA with normed heads, softmax router, dense layers where
+config.json says."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from kt_runtime.protocols import Router
 
 
 def build(config: ModelConfig, weights: WeightReader) -> Decoder:
+    """Assembles the model from config.json and packs its weights."""
     config.only("hidden_act", "silu")
     config.only("use_sliding_window", False)
     attention = AttentionShape.from_config(config)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file builds which model_type, and loading by directory. To add a model: its file, and one line here."""
+"""Which file builds which model_type, and loading by directory. To add a model: its file, and one
+line here."""
 
 from __future__ import annotations
 
@@ -30,17 +31,19 @@ def load_model(
 ) -> CausalLM:
     """Loads a Hugging Face checkpoint directory into packed weights of `ops`.
 
-    Tensors go one by one from the mapped files into their packed form: peak memory is the packed model plus one matrix.
+    Tensors go one by one from the mapped files into their packed form: peak memory is the packed
+    model plus one matrix per packing thread.
 
     Args:
         path: the directory, or an opened ModelDir.
         ops: packs the weights and, or another of its kind, runs them.
         weight_format: see checkpoint.formats.
-        progress: called with (bytes read, bytes in all) after each tensor; the last call has both equal.
+        progress: called with (bytes read, bytes in all) after each tensor; the last call has both
+            equal.
 
     Raises:
-        ValueError: `[checkpoint] …` for an unknown architecture, an unsupported setting, a quantised checkpoint, and
-            missing, truncated, misshaped or unknown tensors.
+        ValueError: `[checkpoint] …` for an unknown architecture, an unsupported setting, a
+            quantised checkpoint, and missing, truncated, misshaped or unknown tensors.
     """
     model_dir = path if isinstance(path, ModelDir) else ModelDir.open(path)
     config = model_dir.config
@@ -64,8 +67,8 @@ def load_model(
 
 
 def _is_no_weight(name: str, config: ModelConfig, num_layers: int) -> bool:
-    """Stored tensors that a forward pass does not need: rotary tables of old checkpoints, the second copy of a tied
-    head, and layers after the last one (multi-token prediction)."""
+    """Stored tensors that a forward pass does not need: rotary tables of old checkpoints, the
+    second copy of a tied head, and layers after the last one (multi-token prediction)."""
     if name.endswith("rotary_emb.inv_freq"):
         return True
     if name == "lm_head.weight":

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position tables from config.json, the default kind only. Rotation itself is Ops.rope_write_kv."""
+"""Rotary position tables from config.json, the default kind only. Rotation itself is
+Ops.rope_write_kv."""
 
 from __future__ import annotations
 
 import torch
+
 from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.protocols import RopeTable
 
@@ -13,8 +15,8 @@ def rope_table(
 ) -> RopeTable:
     """cos and sin of positions [0, max_position_embeddings), float32 (positions, rotary_dim / 2).
 
-    Float32 from the first step, as transformers does: angles near 1e5 radians have no more than 2-3 correct digits
-    then, and the model was trained with exactly those.
+    Float32 from the first step, as transformers does: angles near 1e5 radians have no more than 2-3
+    correct digits then, and the model was trained with exactly those.
 
     Args:
         config: read from `rope_parameters` (transformers 5) or the top-level keys (transformers 4).

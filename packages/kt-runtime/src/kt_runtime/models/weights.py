@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WeightReader: checkpoint names in, the Ops' packed weights out. Checks shapes; knows no architecture."""
+"""WeightReader: checkpoint names in, the Ops' packed weights out. Checks shapes; knows no
+architecture."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from kt_runtime.checkpoint.formats import Role, resolve
 from kt_runtime.config import WeightFormat
 from kt_runtime.protocols import Ops, Projection, TensorSource
-from torch import Tensor
 
 Progress = Callable[[int, int], None]
 
@@ -20,7 +22,8 @@ Progress = Callable[[int, int], None]
 class WeightReader:
     """Reads each tensor once, straight into its packed form; holds none of them.
 
-    Every reader says the shape that config.json promises; a tensor of another shape is a ValueError `[checkpoint] …`.
+    Every reader says the shape that config.json promises; a tensor of another shape is a ValueError
+    `[checkpoint] …`.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class WeightReader:
         self._bytes_read = 0
 
     def vector(self, name: str, size: int) -> Any:
+        """One (size,) tensor."""
         return self._ops.pack_vector(self._read(name, (size,)))
 
     def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Any:
+        """One (vocab_size, hidden_size) table."""
         weight = self._read(name, (vocab_size, hidden_size))
         return self._ops.pack_embedding(weight, self._format("embedding", weight.dtype))
 
@@ -72,7 +77,8 @@ class WeightReader:
         intermediate_size: int,
         top_k: int,
     ) -> Any:
-        """name: a pattern of {expert} and {projection}; projections: what the checkpoint calls gate, up and down."""
+        """name: a pattern of {expert} and {projection}; projections: what the checkpoint calls
+        gate, up and down."""
 
         def tensor_name(expert: int, projection: Projection) -> str:
             filled = name.format(expert=expert, projection=projections[projection])
@@ -93,8 +99,8 @@ class WeightReader:
         )
 
     def finish(self, ignore: Callable[[str], bool]) -> None:
-        """Refuses a checkpoint with tensors that the model did not read, unless `ignore` says they are no part of it:
-        a tensor nobody reads is mathematics that is missing."""
+        """Refuses a checkpoint with tensors that the model did not read, unless `ignore` says they
+        are no part of it: a tensor nobody reads is mathematics that is missing."""
         left = sorted(name for name in self._unread if not ignore(name))
         if left:
             raise ValueError(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TorchOps: the Ops in plain PyTorch float32, for any device. The oracle of KtOps, op by op; not made for speed."""
+"""TorchOps: the Ops in plain PyTorch float32, for any device. The oracle of KtOps, op by op; not
+made for speed."""
 
 from __future__ import annotations
 
@@ -7,27 +8,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from kt_runtime.protocols import Batch, KVLayer, Projection, RopeTable, Router
 from torch import Tensor
 from torch.nn import functional
 
-# Activations meet integer weights as int8 with one scale per this many elements, whatever the weights' group_size.
+from kt_runtime.protocols import Batch, KVLayer, Projection, RopeTable, Router
+
+# Activations meet integer weights as int8 with one scale per this many elements, whatever the
+# weights' group_size.
 ACTIVATION_GROUP = 32
 
 
 def fake_quantize(weight: Tensor, bits: int, group_size: int, scale_dtype: torch.dtype) -> Tensor:
     """`weight` (…, K) as symmetric integers represent it, back in float32.
 
-    Per group of K: scale = absmax / (2^(bits-1) - 1), rounded to scale_dtype *before* the integers are computed; the
-    integers are rounded half to even and clamped. A ragged last group is filled with zeros.
+    Per group of K: scale = absmax / (2^(bits-1) - 1), rounded to scale_dtype *before* the integers
+    are computed; the integers are rounded half to even and clamped. A ragged last group is filled
+    with zeros.
     """
     limit = 2 ** (bits - 1) - 1
     columns = weight.shape[-1]
     padded = functional.pad(weight.float(), (0, -columns % group_size))
-    groups = padded.unflatten(-1, (-1, group_size))
+    groups = padded.reshape(*padded.shape[:-1], -1, group_size)
     scale = (groups.abs().amax(-1, keepdim=True) / limit).to(scale_dtype).float()
     integers = torch.where(scale > 0, groups / scale, 0.0).round().clamp(-limit, limit)
-    return (integers * scale).flatten(-2)[..., :columns]
+    restored: Tensor = (integers * scale).flatten(-2)
+    return restored[..., :columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,8 @@ class TorchLinear:
 
 @dataclass(frozen=True, slots=True)
 class TorchExperts:
-    """gate, up: (E, intermediate, hidden), down: (E, hidden, intermediate); float32, rounded to weight_format."""
+    """gate, up: (E, intermediate, hidden), down: (E, hidden, intermediate); float32, rounded to
+    weight_format."""
 
     gate: Tensor
     up: Tensor
@@ -52,8 +58,9 @@ class TorchExperts:
 class TorchOps:
     """protocols.Ops on plain PyTorch. Holds no state but its settings; thread-safe.
 
-    Weights are kept as the float32 values of their format; bf16 weights meet activations rounded to bf16, integer
-    weights meet activations rounded to int8 per 32, as kt_kernel's default activation modes do.
+    Weights are kept as the float32 values of their format; bf16 weights meet activations rounded to
+    bf16, integer weights meet activations rounded to int8 per 32, as kt_kernel's default activation
+    modes do.
     """
 
     def __init__(self, device: str = "cpu", group_size: int = 32) -> None:
@@ -62,14 +69,17 @@ class TorchOps:
         self.group_size = group_size
 
     def pack_vector(self, weight: Tensor) -> Tensor:
+        """A float32 copy."""
         return self._own(weight)
 
     def pack_embedding(self, weight: Tensor, weight_format: str) -> Tensor:
+        """The table (vocab_size, hidden_size), rounded to its format."""
         return self._round_weight(self._own(weight), weight_format)
 
     def pack_linear(
         self, weight: Tensor, weight_format: str, bias: Tensor | None = None
     ) -> TorchLinear:
+        """The matrix (out, in), rounded to its format."""
         return TorchLinear(
             self._round_weight(self._own(weight), weight_format),
             None if bias is None else self._own(bias),
@@ -85,6 +95,7 @@ class TorchOps:
         weight_format: str,
         load: Callable[[int, Projection], Tensor],
     ) -> TorchExperts:
+        """All experts, one matrix read at a time."""
         wide = (num_experts, intermediate_size, hidden_size)
         packed: dict[Projection, Tensor] = {
             "gate": torch.empty(wide, device=self.device),
@@ -98,18 +109,22 @@ class TorchOps:
         return TorchExperts(packed["gate"], packed["up"], packed["down"], weight_format)
 
     def embedding(self, input_ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of the table."""
         return weight[input_ids.long()]
 
     def linear(self, x: Tensor, weight: TorchLinear) -> Tensor:
+        """x @ weight.T + bias, with x rounded as the weight's format asks."""
         rounded = _round_activations(x, weight.weight_format)
         return functional.linear(rounded, weight.weight, weight.bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
     def rope_write_kv(
         self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, batch: Batch, kv: KVLayer
     ) -> None:
+        """Rotates q in place, writes rotated k and v to their slots."""
         positions = batch.positions.long().to(rope.cos.device)
         cos = rope.cos[positions].to(q.device)[:, None]
         sin = rope.sin[positions].to(q.device)[:, None]
@@ -120,6 +135,7 @@ class TorchOps:
         kv.v.flatten(0, 1)[slots] = v[written].to(kv.v.dtype)
 
     def attention(self, q: Tensor, kv: KVLayer, batch: Batch, scale: float) -> Tensor:
+        """Causal GQA, one sequence at a time, over its pages gathered into one tensor."""
         out = torch.zeros_like(q)
         groups = q.shape[1] // kv.k.shape[2]
         bounds = batch.cu_seqlens_q.tolist()
@@ -136,10 +152,11 @@ class TorchOps:
         return out
 
     def route(self, logits: Tensor, router: Router) -> tuple[Tensor, Tensor]:
+        """Scores, optional groups, top-k with ties to the lower id."""
         scores = logits.softmax(-1) if router.score == "softmax" else logits.sigmoid()
         choice = scores if router.bias is None else scores + router.bias
         if router.num_groups > 1:
-            grouped = choice.unflatten(-1, (router.num_groups, -1))
+            grouped = choice.view(len(choice), router.num_groups, -1)
             best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
             kept = _top_ids(best, router.topk_groups)
             open_groups = torch.zeros_like(best, dtype=torch.bool).scatter_(1, kept, True)
@@ -153,9 +170,10 @@ class TorchOps:
     def experts(
         self, x: Tensor, experts: TorchExperts, topk_ids: Tensor, topk_weights: Tensor
     ) -> Tensor:
+        """Weighted sum of the chosen experts, one expert at a time; ids below 0 are skipped."""
         out = torch.zeros_like(x)
         rounded = _round_activations(x, experts.weight_format)
-        for expert in topk_ids[topk_ids >= 0].unique().tolist():
+        for expert in torch.unique(topk_ids[topk_ids >= 0]).tolist():
             rows, slots = torch.where(topk_ids == expert)
             gate = functional.linear(rounded[rows], experts.gate[expert])
             up = functional.linear(rounded[rows], experts.up[expert])
@@ -165,12 +183,15 @@ class TorchOps:
         return out
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up."""
         return functional.silu(gate) * up
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y."""
         return x + y
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The rows asked for, in that order."""
         return x[rows.long()]
 
     def _own(self, weight: Tensor) -> Tensor:
@@ -207,5 +228,6 @@ def _gather(cache: Tensor, pages: Tensor, seq_len: int) -> Tensor:
 
 
 def _top_ids(values: Tensor, count: int) -> Tensor:
-    """Indices of the largest values, best first, the lower index on ties (torch.topk promises no order)."""
+    """Indices of the largest values, best first, the lower index on ties (torch.topk promises no
+    order)."""
     return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]

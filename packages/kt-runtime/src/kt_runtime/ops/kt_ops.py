@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KtOps: the Ops on kt_kernel, run at once or recorded in a graph. No arithmetic of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from kt_kernel import Experts, Graph, Linear, MoE, Stream, ThreadPool
+from kt_runtime.protocols import Batch, KVLayer, Projection, RopeTable, Router
+
+PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
+EMBEDDING_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+class KtOps:
+    """protocols.Ops on kt_kernel: CPU tensors, contiguous.
+
+    Results are bitwise independent of the batch, of chunking and of the number of threads. An
+    object has no state but its settings; eager objects are thread-safe, a recorder belongs to the
+    thread that records.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        max_tokens: int,
+        group_size: int = 32,
+        stream: Stream | Graph | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            pool: the threads that pack and compute.
+            max_tokens: most rows of one call of experts packed here.
+            group_size: weights per scale of int8 and int4: 32, 64 or 128.
+            stream: a Graph records what the ops are called with; None runs them at once.
+        """
+        self.pool = pool
+        self.max_tokens = max_tokens
+        self.group_size = group_size
+        self._stream = Stream(pool) if stream is None else stream
+
+    def recorder(self, graph: Graph) -> KtOps:
+        """Ops whose calls are recorded on `graph`; weights packed by either run on both.
+
+        Outputs are buffers of their own, kept alive by the graph: their contents are meaningful
+        after each replay.
+        """
+        return KtOps(self.pool, self.max_tokens, self.group_size, graph)
+
+    def pack_vector(self, weight: Tensor) -> Tensor:
+        """A float32 copy."""
+        return weight.to(torch.float32, copy=True).contiguous()
+
+    def pack_embedding(self, weight: Tensor, weight_format: str) -> Tensor:
+        """A float32 or bf16 copy of the table."""
+        return weight.to(EMBEDDING_DTYPES[weight_format], copy=True).contiguous()
+
+    def pack_linear(self, weight: Tensor, weight_format: str, bias: Tensor | None = None) -> Linear:
+        """The matrix (out, in) in the kernels' layout."""
+        return Linear.pack(
+            weight,
+            format=weight_format,
+            group_size=self.group_size,
+            bias=None if bias is None else self.pack_vector(bias),
+            pool=self.pool,
+        )
+
+    def pack_experts(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        top_k: int,
+        weight_format: str,
+        load: Callable[[int, Projection], Tensor],
+    ) -> MoE:
+        """All experts; one matrix per thread is unpacked at a time, `load` runs on this thread."""
+        experts = Experts.empty(
+            num_experts,
+            hidden_size,
+            intermediate_size,
+            gate=weight_format,
+            up=weight_format,
+            down=weight_format,
+            group_size=self.group_size,
+        )
+        places = [(e, p) for e in range(num_experts) for p in PROJECTIONS]
+        at_once = self.pool.num_threads
+        with ThreadPoolExecutor(at_once) as packers:
+            for first in range(0, len(places), at_once):
+                puts = [
+                    packers.submit(experts.put, e, p, load(e, p))
+                    for e, p in places[first : first + at_once]
+                ]
+                for put in puts:
+                    put.result()
+        return MoE(experts, top_k=top_k, max_tokens=self.max_tokens, pool=self.pool)
+
+    def embedding(self, input_ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of the table as float32."""
+        out = torch.empty(len(input_ids), weight.shape[1], dtype=torch.float32)
+        self._stream.embedding(input_ids, weight, out)
+        return out
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        """x @ weight.T + bias in the arithmetic of the weight's format."""
+        out = torch.empty(len(x), weight.out_features, dtype=torch.float32)
+        self._stream.linear(x, weight, out)
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+        out = torch.empty_like(x)
+        self._stream.rms_norm(x, weight, out, eps=eps)
+        return out
+
+    def rope_write_kv(
+        self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, batch: Batch, kv: KVLayer
+    ) -> None:
+        """Rotates q in place, writes rotated k and v to their slots."""
+        self._stream.rope_write_kv(
+            q, k, v, rope.cos, rope.sin, batch.positions, batch.slot_mapping, kv.k, kv.v
+        )
+
+    def attention(self, q: Tensor, kv: KVLayer, batch: Batch, scale: float) -> Tensor:
+        """Causal GQA over pages."""
+        out = torch.empty_like(q)
+        self._stream.attention(
+            q,
+            kv.k,
+            kv.v,
+            batch.block_table,
+            batch.seq_lens,
+            batch.cu_seqlens_q,
+            out,
+            scale=scale,
+        )
+        return out
+
+    def route(self, logits: Tensor, router: Router) -> tuple[Tensor, Tensor]:
+        """Scores, optional groups, top-k with ties to the lower id."""
+        topk_ids = torch.empty(len(logits), router.top_k, dtype=torch.int32)
+        topk_weights = torch.empty(len(logits), router.top_k, dtype=torch.float32)
+        self._stream.route(
+            logits,
+            topk_ids,
+            topk_weights,
+            score=router.score,
+            bias=router.bias,
+            num_groups=router.num_groups,
+            topk_groups=router.topk_groups,
+            normalize=router.normalize,
+            scale=router.scale,
+        )
+        return topk_ids, topk_weights
+
+    def experts(self, x: Tensor, experts: MoE, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """Weighted sum of the chosen experts; ids below 0 are skipped."""
+        out = torch.empty_like(x)
+        self._stream.moe(experts, x, topk_ids, topk_weights, out)
+        return out
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up."""
+        out = torch.empty_like(gate)
+        self._stream.swiglu(gate, up, out)
+        return out
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y."""
+        out = torch.empty_like(x)
+        self._stream.add(x, y, out)
+        return out
+
+    def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The rows asked for, in that order. Eager only: a graph's rows are all live rows."""
+        if isinstance(self._stream, Graph):
+            raise ValueError(
+                "[take_rows] a recorded batch must want the logits of all rows "
+                "(logits_rows=None); got a recorder"
+            )
+        return x[rows.long()]
