@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EngineConfig: every setting of the engine, validated once at the edge and passed down. Reads no environment."""
+"""EngineConfig: every setting of the engine, validated once at the edge. Reads no environment."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ class EngineConfig:
     """Settings of one engine.
 
     Attributes:
-        weight_format: how matrices are stored and multiplied. "native" keeps the checkpoint's own dtype; "float32" means
-            weights, activations and KV all float32; "int4" packs routed experts to int4 and everything else to int8
-            (see `checkpoint.formats`).
+        weight_format: how matrices are stored and multiplied. "native" keeps the checkpoint's own
+            dtype; "float32" means weights, activations and KV all float32; "int4" packs routed
+            experts to int4 and everything else to int8 (see `checkpoint.formats`).
         group_size: weights per scale of int8 and int4: 32, 64 or 128.
         device: "auto" or "cpu".
-        backend: which Ops run the model: "kt" (kt_kernel) or "torch" (plain PyTorch: the oracle, and for debugging).
+        backend: which Ops run the model: "kt" (kt_kernel) or "torch" (plain PyTorch: the oracle,
+            and for debugging).
         kv_dtype: "auto" is float32 under weight_format="float32", else bf16.
         page_size: tokens per KV page.
         num_pages: KV pages; None sizes the pool for `kv_memory_gb`.
         kv_memory_gb: memory for KV pages when num_pages is None.
-        max_model_len: longest prompt + output; None takes the model's own limit.
-        max_batch_tokens: most tokens computed in one step.
+        page_order_seed: None hands out fresh pages in ascending order; a number shuffles that
+            order. For debugging: no result may depend on it.
+        max_model_len: longest prompt + output; None takes the model's own limit, or the pool's
+            where that is smaller.
+        max_batch_tokens: most tokens computed in one step; at least max_num_seqs, so that every
+            running request advances in every step.
         max_num_seqs: most requests running at once.
         max_waiting: most requests waiting; more are refused.
         enable_prefix_cache: reuse KV pages of earlier requests with the same prefix.
@@ -43,6 +48,7 @@ class EngineConfig:
     page_size: int = 16
     num_pages: int | None = None
     kv_memory_gb: float = 1.0
+    page_order_seed: int | None = None
     max_model_len: int | None = None
     max_batch_tokens: int = 512
     max_num_seqs: int = 32
@@ -70,3 +76,15 @@ class EngineConfig:
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} must be at least 1", value)
         check(self.kv_memory_gb > 0, "kv_memory_gb must be positive", self.kv_memory_gb)
+        check(
+            self.max_batch_tokens >= self.max_num_seqs,
+            f"max_batch_tokens must be at least max_num_seqs ({self.max_num_seqs})",
+            self.max_batch_tokens,
+        )
+
+    @property
+    def resolved_kv_dtype(self) -> Literal["float32", "bf16"]:
+        """kv_dtype with "auto" decided."""
+        if self.kv_dtype == "auto":
+            return "float32" if self.weight_format == "float32" else "bf16"
+        return self.kv_dtype

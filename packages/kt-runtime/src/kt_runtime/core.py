@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nouns everyone shares: SamplingParams, Request, TokenEvent. Plain data; no torch, no behaviour."""
+"""The nouns everyone shares: SamplingParams, Request, TokenEvent, EngineStats and the errors of
+`Engine.add`.
+
+Plain data; no torch, no behaviour.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,11 +21,12 @@ class SamplingParams:
     Attributes:
         max_tokens: most tokens to generate; None means up to the end of the context.
         temperature: logits are divided by it; 0 means greedy (argmax, lowest id on ties).
-        top_p: keep the smallest set of most probable tokens whose probabilities sum to at least this; 1 is off.
+        top_p: keep the smallest set of most probable tokens whose probabilities sum to at least
+            this; 1 is off.
         top_k: keep the k most probable tokens; 0 is off.
         min_p: drop tokens less probable than min_p times the most probable one; 0 is off.
-        seed: key of the request's own counter-based random numbers; None draws a fresh one. Equal seeds give equal
-            tokens whatever else runs in the batch.
+        seed: key of the request's own counter-based random numbers; None draws a fresh one. Equal
+            seeds give equal tokens whatever else runs in the batch.
         stop: strings that end the text (not part of it). Matched on text, after the engine.
         stop_token_ids: token ids that end the request, besides the model's own end-of-sequence ids.
         ignore_eos: do not stop at the model's end-of-sequence ids.
@@ -41,8 +47,10 @@ class SamplingParams:
             if not ok:
                 raise ValueError(f"[sampling] {rule}; got {got!r}")
 
-        check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens)
-        check(0.0 <= self.temperature <= 100.0, "temperature must lie in [0, 100]", self.temperature)
+        length_ok = self.max_tokens is None or self.max_tokens >= 1
+        check(length_ok, "max_tokens must be at least 1", self.max_tokens)
+        temperature_ok = 0.0 <= self.temperature <= 100.0
+        check(temperature_ok, "temperature must lie in [0, 100]", self.temperature)
         check(0.0 < self.top_p <= 1.0, "top_p must lie in (0, 1]", self.top_p)
         check(self.top_k >= 0, "top_k must be at least 0 (0 is off)", self.top_k)
         check(0.0 <= self.min_p <= 1.0, "min_p must lie in [0, 1]", self.min_p)
@@ -58,9 +66,10 @@ class Request:
         prompt_token_ids: at least one id, each in [0, vocab_size).
         sampling: how tokens are chosen and when generation ends.
         tenant: prefix pages are shared only among requests of one tenant; None is the common one.
-        return_logits: compute logits of every prompt position and generate nothing; bypasses prefix reuse, since a
-            reused position has no logits. Read them with `Engine.take_logits`.
-        chunk_size: most prompt tokens of this request computed in one step; None leaves it to the scheduler.
+        return_logits: compute logits of every prompt position and generate nothing; bypasses prefix
+            reuse, since a reused position has no logits. Read them with `Engine.take_logits`.
+        chunk_size: most prompt tokens of this request computed in one step; None leaves it to the
+            scheduler.
     """
 
     request_id: str
@@ -78,10 +87,11 @@ class TokenEvent:
     Exactly one event per request carries a finish_reason, and it is the last.
 
     Attributes:
-        token_id: the new token, or None (a finish without a token: abort, error, logits request). The id that ended
-            the request (end of sequence, stop_token_ids) is reported too, with finish_reason "stop".
-        num_prompt_tokens, num_cached_tokens, num_generated_tokens: usage so far; cached = prompt tokens whose KV was
-            reused instead of computed.
+        token_id: the new token, or None (a finish without a token: abort, error, logits request).
+            The id that ended the request (end of sequence, stop_token_ids) is reported too, with
+            finish_reason "stop". A logits request ends with "length".
+        num_prompt_tokens, num_cached_tokens, num_generated_tokens: usage so far; cached = prompt
+            tokens whose KV was reused instead of computed.
         error: why, when finish_reason is "error".
     """
 
@@ -94,8 +104,44 @@ class TokenEvent:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of one engine. Counters count from its start.
+
+    Attributes:
+        num_running, num_waiting: requests that hold pages; requests that do not yet.
+        num_pages, pages_free, pages_cached, pages_used: KV pages in all; holding nothing; holding
+            reusable prefixes that no request uses (evictable); held by running requests.
+        steps, graph_steps: forward passes in all; those replayed from a recorded graph.
+        prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
+        finished: requests ended, by finish_reason.
+        backend, kernel_target: "kt" or "torch"; the instruction set in use ("avx2", …; "torch").
+        weight_format, kv_dtype: as resolved.
+        op_counts: how often each kernel op ran; empty for the torch backend.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    pages_free: int
+    pages_cached: int
+    pages_used: int
+    steps: int
+    graph_steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    finished: Mapping[str, int]
+    backend: str
+    kernel_target: str
+    weight_format: str
+    kv_dtype: str
+    op_counts: Mapping[str, int]
+
+
 class ContextLengthError(ValueError):
-    """The request cannot fit the context or the page pool. Carries both numbers for the API's error."""
+    """The request cannot fit the context or the page pool. Carries both numbers for the API's
+    error."""
 
     def __init__(self, num_tokens: int, max_model_len: int, what: str) -> None:
         super().__init__(f"[engine.add] {what} must fit {max_model_len} tokens; got {num_tokens}")
@@ -103,5 +149,13 @@ class ContextLengthError(ValueError):
         self.max_model_len = max_model_len
 
 
+class QueueFullError(RuntimeError):
+    """Too many requests are waiting; try again later. Carries the limit."""
+
+    def __init__(self, max_waiting: int) -> None:
+        super().__init__(f"[engine.add] at most {max_waiting} requests may wait; the queue is full")
+        self.max_waiting = max_waiting
+
+
 class EngineClosedError(RuntimeError):
-    """The engine was closed or its thread died; the message says which. Requests get this instead of silence."""
+    """The engine was closed or its thread died; the message says which. Not silence."""

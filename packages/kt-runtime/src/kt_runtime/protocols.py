@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the runtime needs from others, as Protocols owned by the consumer. Declarations only."""
+"""What the runtime needs from others, as Protocols owned by the consumer. Declarations only.
+
+Importing this module does not import torch: the scheduler and its tests stay light.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Projection = Literal["gate", "up", "down"]
 
 
 class TensorSource(Protocol):
-    """A checkpoint's tensors by name, read lazily (memory-mapped); nothing is kept after the caller drops it."""
+    """A checkpoint's tensors by name, read lazily (memory-mapped); nothing is kept after the caller
+    drops it."""
 
     def names(self) -> Sequence[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def dtype(self, name: str) -> torch.dtype: ...
     def get(self, name: str) -> Tensor:
-        """Raises ValueError `[checkpoint] …` naming the tensor and file when it is missing or truncated."""
+        """Raises ValueError `[checkpoint] …` naming the tensor and file when it is missing or
+        truncated."""
         ...
 
 
@@ -29,7 +35,8 @@ class Batch:
     """One step's inputs, int32 tensors on the engine's device. The field's usual names.
 
     T rows (tokens) of S sequences, in sequence order; row t belongs to the sequence s with
-    cu_seqlens_q[s] <= t < cu_seqlens_q[s + 1].
+    cu_seqlens_q[s] <= t < cu_seqlens_q[s + 1]. Every sequence has at least one row, so T == S says
+    that each has exactly one (a decode-shaped batch).
 
     Attributes:
         input_ids: (T,) filled by the batch builder.
@@ -52,7 +59,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class KVLayer:
-    """KV pages of one layer: k and v are (num_pages, page_size, num_kv_heads, head_dim), float32 or bfloat16."""
+    """KV pages of one layer: k and v are (num_pages, page_size, num_kv_heads, head_dim), float32 or
+    bfloat16."""
 
     k: Tensor
     v: Tensor
@@ -80,9 +88,10 @@ class Router:
 
 
 class Ops(Protocol):
-    """Everything a model file may do. Activations are float32 tensors on the Ops' device; weights are opaque, made by
-    the same Ops' pack functions. Compute functions return new tensors (in record mode: the graph's own buffers) and
-    never modify their inputs, except rope_write_kv, which rotates q in place and writes KV pages.
+    """Everything a model file may do. Activations are float32 tensors on the Ops' device; weights
+    are opaque, made by the same Ops' pack functions. Compute functions return new tensors (in
+    record mode: the graph's own buffers) and never modify their inputs, except rope_write_kv, which
+    rotates q in place and writes KV pages.
     """
 
     # Weights, once, at load.
@@ -92,7 +101,8 @@ class Ops(Protocol):
 
     def pack_embedding(self, weight: Tensor, weight_format: str) -> Any: ...
     def pack_linear(self, weight: Tensor, weight_format: str, bias: Tensor | None = None) -> Any:
-        """weight: (out, in); weight_format: a resolved one ("float32", "bf16", "int8", "int4"), never "native"."""
+        """weight: (out, in); weight_format: a resolved one ("float32", "bf16", "int8", "int4"),
+        never "native"."""
         ...
 
     def pack_experts(
@@ -104,7 +114,8 @@ class Ops(Protocol):
         weight_format: str,
         load: Callable[[int, Projection], Tensor],
     ) -> Any:
-        """Packs one expert's projection at a time: peak memory is the packed size plus one projection."""
+        """Packs one expert's projection at a time: peak memory is the packed size plus one
+        projection."""
         ...
 
     # Compute.
@@ -117,7 +128,8 @@ class Ops(Protocol):
     def rope_write_kv(
         self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTable, batch: Batch, kv: KVLayer
     ) -> None:
-        """q: (T, num_heads, head_dim) rotated in place; k rotated and v written to batch.slot_mapping."""
+        """q: (T, num_heads, head_dim) rotated in place; k rotated and v written to
+        batch.slot_mapping."""
         ...
 
     def attention(self, q: Tensor, kv: KVLayer, batch: Batch, scale: float) -> Tensor:
@@ -128,7 +140,9 @@ class Ops(Protocol):
         """(T, num_experts) → topk_ids (T, top_k) int32, topk_weights (T, top_k) float32."""
         ...
 
-    def experts(self, x: Tensor, experts: Any, topk_ids: Tensor, topk_weights: Tensor) -> Tensor: ...
+    def experts(
+        self, x: Tensor, experts: Any, topk_ids: Tensor, topk_weights: Tensor
+    ) -> Tensor: ...
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor: ...
     def add(self, x: Tensor, y: Tensor) -> Tensor: ...
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor: ...
@@ -146,9 +160,11 @@ class ModelShape:
 
 
 class CausalLM(Protocol):
-    """A loaded model. Holds packed weights; the same object runs on eager and recording Ops of one kind."""
+    """A loaded model. Holds packed weights; the same object runs on eager and recording Ops of one
+    kind."""
 
-    shape: ModelShape
+    @property
+    def shape(self) -> ModelShape: ...
 
     def forward(self, ops: Ops, batch: Batch, kv: Sequence[KVLayer]) -> Tensor:
         """→ logits (R, vocab_size) float32 of batch.logits_rows (all rows if None)."""
@@ -161,4 +177,87 @@ class GraphRunner(Protocol):
     def can_run(self, num_rows: int) -> bool: ...
     def run(self, batch: Batch) -> Tensor:
         """batch with one row per sequence → logits (T, vocab_size); valid until the next run."""
+        ...
+
+
+class PageTable(Protocol):
+    """The KV pages of one running sequence. Page ids are ints; nothing here knows tensors."""
+
+    @property
+    def page_ids(self) -> Sequence[int]:
+        """Pages in sequence order: reused ones first, then the sequence's own."""
+        ...
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens whose KV already lies in the first pages; a multiple of the page size."""
+        ...
+
+    def commit(self, token_ids: Sequence[int], num_computed_tokens: int) -> None:
+        """Publish the pages that are now full: the KV of token_ids[:num_computed_tokens] is
+        written."""
+        ...
+
+    def release(self) -> None:
+        """Give the pages back; published ones stay reusable until they are evicted. Idempotent."""
+        ...
+
+
+class PageAllocator(Protocol):
+    """Where the scheduler gets pages from (`cache.PagePool`)."""
+
+    def allocate(
+        self, prompt_token_ids: Sequence[int], num_tokens: int, tenant: str | None, reuse: bool
+    ) -> PageTable | None:
+        """Pages for `num_tokens` tokens that begin with the prompt, or None if too few are free.
+
+        At least one prompt token is left to compute. reuse=False neither takes nor publishes
+        prefixes.
+        """
+        ...
+
+
+class PrefixChain(Protocol):
+    """Page keys of one token sequence, hashed incrementally."""
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens; only new full pages are hashed."""
+        ...
+
+
+class PrefixLease(Protocol):
+    """The longest stored prefix of a chain, pinned until release."""
+
+    @property
+    def page_ids(self) -> Sequence[int]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    def release(self) -> None: ...
+
+
+class PrefixReservation(Protocol):
+    """Pages that are being written: invisible to others until committed."""
+
+    @property
+    def page_ids(self) -> Sequence[int]: ...
+    def commit(self, n: int, after: Any) -> object:
+        """The next n pages are full: publish them under the chain's keys.
+
+        `after`: an event to wait for, None where the writes are already done.
+        """
+        ...
+
+    def release(self) -> None: ...
+
+
+class PrefixSpace(Protocol):
+    """One namespace of the store: pages of one model, format and tenant."""
+
+    def chain(self, tokens: Sequence[int]) -> PrefixChain: ...
+    def acquire(self, chain: Any, max_tokens: int | None = None) -> PrefixLease: ...
+    def reserve(self, chain: Any, first_page: int, n: int) -> PrefixReservation:
+        """n fresh pages for pages first_page, first_page + 1, … of the chain.
+
+        Raises the store's own error when it cannot, and reserves nothing then.
+        """
         ...

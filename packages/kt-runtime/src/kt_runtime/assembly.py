@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wires checkpoint, Ops, KV pages and graphs into what an Engine drives. Decides nothing at run
+time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kt_runtime.cache import kv_tensors
+from kt_runtime.cache.page_pool import PagePool
+from kt_runtime.cache.store import PageCounts, open_store
+from kt_runtime.checkpoint.model_dir import ModelConfig, ModelDir
+from kt_runtime.config import EngineConfig
+from kt_runtime.exec.backend import Backend, open_backend
+from kt_runtime.exec.cpu_graph import CpuGraphRunner
+from kt_runtime.exec.runner import Runner
+from kt_runtime.models.registry import load_model
+from kt_runtime.protocols import CausalLM, ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an Engine drives.
+
+    Attributes:
+        model_config: config.json.
+        shape: what the engine knows of the model.
+        eos_token_ids: ids that end a sequence.
+        max_model_len: most tokens of prompt and output; they fit the page pool.
+        runner: computes steps.
+        pool: hands out pages.
+        page_counts: how many pages hold what; callable from any thread.
+        kernel_target: name of the instruction set in use.
+        op_counts: how often each kernel op ran.
+    """
+
+    model_config: ModelConfig
+    shape: ModelShape
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    runner: Runner
+    pool: PagePool
+    page_counts: Callable[[], PageCounts]
+    kernel_target: Callable[[], str]
+    op_counts: Callable[[], Mapping[str, int]]
+
+
+def assemble(
+    path: Path, config: EngineConfig, progress: Callable[[int, int], None] | None
+) -> EngineParts:
+    """Load the model in `path` with its backend and pages; see `Engine.from_pretrained`."""
+    model_dir = ModelDir.open(path)
+    backend = open_backend(config)
+    model = load_model(path, backend.ops, config.weight_format, progress)
+    return build_parts(
+        model,
+        backend,
+        config,
+        model_config=model_dir.config,
+        eos_token_ids=model_dir.eos_token_ids,
+        model_path=path,
+    )
+
+
+def build_parts(
+    model: CausalLM,
+    backend: Backend,
+    config: EngineConfig,
+    *,
+    model_config: ModelConfig,
+    eos_token_ids: tuple[int, ...],
+    model_path: Path,
+) -> EngineParts:
+    """Give a loaded model its pages, graphs and runner."""
+    shape = model.shape
+    num_pages = kv_tensors.num_pages(shape, config)
+    max_model_len = _max_model_len(shape, config, num_pages)
+    kv = kv_tensors.allocate(shape, config)
+    store = open_store(config, shape, num_pages, model_path)
+    graphs = None
+    if backend.new_graph is not None and config.cpu_graph:
+        graphs = CpuGraphRunner(
+            model,
+            kv,
+            backend.new_graph,
+            max_rows=config.max_num_seqs,
+            max_pages=-(-max_model_len // config.page_size),
+        )
+    return EngineParts(
+        model_config=model_config,
+        shape=shape,
+        eos_token_ids=frozenset(eos_token_ids),
+        max_model_len=max_model_len,
+        runner=Runner(model, backend.ops, kv, graphs),
+        pool=PagePool(
+            store.space_of,
+            config.page_size,
+            store.out_of_pages,
+            reuse=config.enable_prefix_cache,
+        ),
+        page_counts=store.page_counts,
+        kernel_target=backend.kernel_target,
+        op_counts=backend.op_counts,
+    )
+
+
+def _max_model_len(shape: ModelShape, config: EngineConfig, num_pages: int) -> int:
+    limits = {
+        "the model's context": shape.max_position_embeddings,
+        "the page pool": num_pages * config.page_size,
+    }
+    if config.max_model_len is None:
+        return min(limits.values())
+    for what, limit in limits.items():
+        if config.max_model_len > limit:
+            raise ValueError(
+                f"[config] max_model_len must fit {what} of {limit} tokens; "
+                f"got {config.max_model_len}"
+            )
+    return config.max_model_len

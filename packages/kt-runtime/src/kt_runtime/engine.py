@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine: requests in, token events out, one scheduler step at a time. No text, no HTTP, no model
+code.
+
+The synchronous core is here; the thread and the asyncio bridge are in loop.py, the wiring of
+checkpoint, kernels and pages in assembly.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kt_runtime.assembly import EngineParts, assemble
+from kt_runtime.config import EngineConfig
+from kt_runtime.core import (
+    ContextLengthError,
+    EngineClosedError,
+    EngineStats,
+    FinishReason,
+    QueueFullError,
+    Request,
+    TokenEvent,
+)
+from kt_runtime.exec.batch import build_batch, num_logits_rows
+from kt_runtime.exec.sampler import NonFiniteLogitsError, sample
+from kt_runtime.loop import EngineLoop
+from kt_runtime.scheduler import ScheduledSequence, Scheduler, Sequence
+
+Floats = NDArray[np.float32]
+
+
+class Engine:
+    """Continuous batching over paged KV for one model.
+
+    Drive it either with `step` (from one thread) or with `generate` (asyncio; starts a thread that
+    steps), not both. `add`, `abort` and `stats` are thread-safe.
+
+    Args:
+        parts: what it drives; `from_pretrained` makes them.
+        config: the settings.
+
+    Attributes:
+        config: the settings.
+        model_config: config.json of the model.
+        shape: what the engine knows of the model.
+        eos_token_ids: ids that end a sequence.
+        max_model_len: most tokens of prompt and output together.
+    """
+
+    def __init__(self, parts: EngineParts, config: EngineConfig) -> None:
+        self.config = config
+        self.model_config = parts.model_config
+        self.shape = parts.shape
+        self.eos_token_ids = parts.eos_token_ids
+        self.max_model_len = parts.max_model_len
+        self._parts = parts
+        self._scheduler = Scheduler(
+            parts.pool,
+            max_batch_tokens=config.max_batch_tokens,
+            max_num_seqs=config.max_num_seqs,
+        )
+        self._arrival = itertools.count()
+        self._logits: dict[str, Floats] = {}
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        # Held while stepping; for its whole life by the loop's thread once `generate` is used.
+        self.stepping = threading.RLock()
+        # Guards what other threads reach: the live requests and the inbox of the next step.
+        self._inbox = threading.Condition()
+        self._live: dict[str, Sequence] = {}
+        self._arrivals: list[Sequence] = []
+        self._aborts: dict[str, None] = {}
+        self._closed: str | None = None
+        self._loop: EngineLoop | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        config: EngineConfig | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Engine:
+        """Load a checkpoint directory.
+
+        Args:
+            path: a Hugging Face directory with config.json and safetensors.
+            config: None takes the defaults.
+            progress: called with (bytes packed so far, bytes in all) while loading.
+
+        Raises:
+            ValueError: `[checkpoint] …` or `[config] …`: not a usable model or setting.
+        """
+        config = config or EngineConfig()
+        return cls(assemble(Path(path), config, progress), config)
+
+    def add(self, request: Request) -> None:
+        """Queue a request; its events come out of later steps. Thread-safe.
+
+        Raises:
+            ContextLengthError: prompt (and one token more) longer than max_model_len.
+            QueueFullError: max_waiting requests wait already.
+            EngineClosedError: the engine was closed or its thread died.
+            ValueError: anything else wrong with the request: `[engine.add] rule; got actual`.
+        """
+        self.validate(request)
+        seed = request.sampling.seed
+        with self._inbox:
+            if self._closed is not None:
+                raise EngineClosedError(self._closed)
+            if request.request_id in self._live:
+                raise ValueError(
+                    "[engine.add] request_id must be unique among requests in flight; "
+                    f"got {request.request_id!r}"
+                )
+            if self._scheduler.num_waiting + len(self._arrivals) >= self.config.max_waiting:
+                raise QueueFullError(self.config.max_waiting)
+            sequence = Sequence(
+                request,
+                arrival=next(self._arrival),
+                seed=secrets.randbits(64) if seed is None else seed,
+                max_model_len=self.max_model_len,
+            )
+            self._live[request.request_id] = sequence
+            self._arrivals.append(sequence)
+            self._inbox.notify_all()
+
+    def abort(self, request_id: str) -> None:
+        """End a request with the next step, which frees its pages. Thread-safe, idempotent.
+
+        An id that is not in flight is ignored: it may have ended a moment ago.
+        """
+        with self._inbox:
+            if request_id in self._live:
+                self._aborts[request_id] = None
+                self._inbox.notify_all()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request has not ended yet."""
+        with self._inbox:
+            return bool(self._live)
+
+    def wait_for_work(self) -> None:
+        """Block until a request is in flight or the engine is closed."""
+        with self._inbox:
+            self._inbox.wait_for(lambda: self._live or self._closed is not None)
+
+    def step(self) -> list[TokenEvent]:
+        """Schedule and compute one step. Returns the news in step order; empty without work.
+
+        An error while computing (a kernel's, the model's) ends the requests of that step with
+        finish_reason "error"; the engine goes on.
+
+        Raises:
+            RuntimeError: another thread steps this engine.
+        """
+        if not self.stepping.acquire(blocking=False):
+            raise RuntimeError("[engine.step] one thread at a time may step; another one does")
+        try:
+            events = self._take_inbox()
+            step = self._scheduler.schedule()
+            return events + (self._compute(step) if step else [])
+        finally:
+            self.stepping.release()
+
+    def take_logits(self, request_id: str) -> Floats:
+        """Logits of a finished return_logits request, (num_prompt_tokens, vocab_size); once.
+
+        Raises:
+            ValueError: no such logits.
+        """
+        with self._inbox:
+            ready = request_id in self._logits and request_id not in self._live
+        if not ready:
+            raise ValueError(
+                "[engine.take_logits] request_id must name a finished return_logits request whose "
+                f"logits were not taken yet; got {request_id!r}"
+            )
+        return self._logits.pop(request_id)
+
+    def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        """Stream a request's events to asyncio: `async for event in engine.generate(request)`.
+
+        The request is added when iteration starts, and errors of `add` are raised there. Leaving
+        the iteration early (cancellation, aclose) aborts the request. If the engine's thread dies,
+        the last event carries finish_reason "error".
+        """
+        with self._inbox:
+            if self._loop is None:
+                self._loop = EngineLoop(self)
+            loop = self._loop
+        return loop.generate(request)
+
+    def stats(self) -> EngineStats:
+        """A snapshot. Thread-safe; never waits for a step."""
+        parts, runner = self._parts, self._parts.runner
+        pages = parts.page_counts()
+        num_running = len(self._scheduler.running)
+        with self._inbox:
+            num_live = len(self._live)
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=max(0, num_live - num_running),
+            num_pages=pages.total,
+            pages_free=pages.free,
+            pages_cached=pages.cached,
+            pages_used=pages.used,
+            steps=runner.steps,
+            graph_steps=runner.graph_steps,
+            prompt_tokens=self._counts["prompt"],
+            cached_tokens=self._counts["cached"],
+            generated_tokens=self._counts["generated"],
+            finished=dict(self._finished),
+            backend=self.config.backend,
+            kernel_target=parts.kernel_target(),
+            weight_format=self.config.weight_format,
+            kv_dtype=self.config.resolved_kv_dtype,
+            op_counts=parts.op_counts(),
+        )
+
+    def close(self, reason: str = "the engine was closed") -> None:
+        """End all requests ("abort") and the thread. Idempotent; later adds are refused."""
+        with self._inbox:
+            self._closed = self._closed or reason
+            self._aborts.update(dict.fromkeys(self._live))
+            self._inbox.notify_all()
+            loop = self._loop
+        if loop is not None:
+            loop.join()
+        elif self.stepping.acquire(blocking=False):
+            self._take_inbox()
+            self.stepping.release()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called or the thread died."""
+        return self._closed is not None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def validate(self, request: Request) -> None:
+        """The checks of `add` that depend on the request alone. Thread-safe.
+
+        Raises:
+            ContextLengthError, ValueError: as `add`.
+        """
+
+        def check(ok: bool, rule: str, got: object) -> None:
+            if not ok:
+                raise ValueError(f"[engine.add] {rule}; got {got!r}")
+
+        ids = request.prompt_token_ids
+        check(len(ids) > 0, "prompt_token_ids must hold at least one id", ids)
+        low, high = min(ids), max(ids)
+        vocab_size = self.shape.vocab_size
+        rule = f"prompt_token_ids must lie in [0, {vocab_size})"
+        check(low >= 0 and high < vocab_size, rule, low if low < 0 else high)
+        chunk_ok = request.chunk_size is None or request.chunk_size >= 1
+        check(chunk_ok, "chunk_size must be at least 1", request.chunk_size)
+        num_tokens = len(ids) + (0 if request.return_logits else 1)
+        if num_tokens > self.max_model_len:
+            what = "the prompt" if request.return_logits else "the prompt and one token of output"
+            raise ContextLengthError(num_tokens, self.max_model_len, what)
+
+    def _take_inbox(self) -> list[TokenEvent]:
+        """Move arrivals to the scheduler, end what was aborted. Returns the abort events."""
+        with self._inbox:
+            arrivals, self._arrivals = self._arrivals, []
+            for sequence in arrivals:
+                self._scheduler.add(sequence)
+            aborted = [self._live[i] for i in self._aborts if i in self._live]
+            self._aborts.clear()
+        return [self._finish(sequence, "abort") for sequence in aborted]
+
+    def _compute(self, step: list[ScheduledSequence]) -> list[TokenEvent]:
+        for sequence, _ in step:
+            if sequence.num_computed_tokens == sequence.num_cached_tokens:  # its first step
+                self._counts["prompt"] += sequence.num_prompt_tokens
+                self._counts["cached"] += sequence.num_cached_tokens
+        try:
+            logits = self._parts.runner.run(build_batch(step, self.config.page_size)).numpy()
+        except (
+            Exception
+        ) as error:  # whatever failed, it is these requests' failure, not the engine's
+            message = f"{type(error).__name__}: {error}"
+            return [self._finish(sequence, "error", error=message) for sequence, _ in step]
+        events = []
+        row = 0
+        for scheduled in step:
+            end_row = row + num_logits_rows(scheduled)
+            event = self._advance(scheduled, logits[row:end_row])
+            row = end_row
+            if event is not None:
+                events.append(event)
+        return events
+
+    def _advance(self, scheduled: ScheduledSequence, logits: Floats) -> TokenEvent | None:
+        """Book what was computed; sample if the sequence is complete."""
+        sequence = scheduled.sequence
+        completes = scheduled.completes
+        sequence.num_computed_tokens += scheduled.num_new_tokens
+        if sequence.request.return_logits:
+            self._keep_logits(sequence, logits)
+            return self._finish(sequence, "length") if completes else None
+        token_id = None
+        if completes:
+            try:
+                token_id = sample(
+                    logits[0],
+                    sequence.request.sampling,
+                    sequence.seed,
+                    sequence.num_generated_tokens,
+                )
+            except NonFiniteLogitsError as error:
+                return self._finish(sequence, "error", error=str(error))
+        # Only now: pages behind broken logits must not be offered to others.
+        assert sequence.page_table is not None
+        sequence.page_table.commit(sequence.token_ids, sequence.num_computed_tokens)
+        if token_id is None:
+            return None
+        sequence.token_ids.append(token_id)
+        self._counts["generated"] += 1
+        reason = sequence.finish_reason(self.eos_token_ids)
+        if reason is not None:
+            return self._finish(sequence, reason, token_id)
+        return _event(sequence, token_id, None, None)
+
+    def _keep_logits(self, sequence: Sequence, logits: Floats) -> None:
+        request_id = sequence.request.request_id
+        kept = self._logits.get(request_id)
+        if kept is None:
+            shape = (sequence.num_prompt_tokens, self.shape.vocab_size)
+            kept = self._logits[request_id] = np.empty(shape, np.float32)
+        end = sequence.num_computed_tokens
+        kept[end - len(logits) : end] = logits
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        token_id: int | None = None,
+        error: str | None = None,
+    ) -> TokenEvent:
+        request_id = sequence.request.request_id
+        self._scheduler.remove(request_id)
+        self._finished[reason] += 1
+        if reason in ("abort", "error"):
+            self._logits.pop(request_id, None)
+        with self._inbox:
+            del self._live[request_id]
+        return _event(sequence, token_id, reason, error)
+
+
+def _event(
+    sequence: Sequence, token_id: int | None, reason: FinishReason | None, error: str | None
+) -> TokenEvent:
+    return TokenEvent(
+        request_id=sequence.request.request_id,
+        token_id=token_id,
+        finish_reason=reason,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_cached_tokens=sequence.num_cached_tokens,
+        num_generated_tokens=sequence.num_generated_tokens,
+        error=error,
+    )

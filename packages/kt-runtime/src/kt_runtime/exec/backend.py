@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Ops run the model, and how they are recorded. The only place that chooses between kt and
+torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kt_runtime.config import EngineConfig
+from kt_runtime.exec.cpu_graph import ReplayableGraph
+from kt_runtime.protocols import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What runs the model.
+
+    Attributes:
+        ops: runs eagerly.
+        new_graph: from a live-row buffer, (1,) int32, a graph and the Ops that record into it; None
+            where nothing is recorded.
+        kernel_target: name of the instruction set in use.
+        op_counts: how often each kernel op ran.
+    """
+
+    ops: Ops
+    new_graph: Callable[[Tensor], tuple[ReplayableGraph, Ops]] | None
+    kernel_target: Callable[[], str]
+    op_counts: Callable[[], Mapping[str, int]]
+
+
+def open_backend(config: EngineConfig) -> Backend:
+    """The backend that the config names. Imports only that one.
+
+    With "kt" torch is left one intra-op thread, in the whole process: compute belongs to one kt
+    pool, and two pools on the same cores would wait for each other.
+    """
+    if config.backend == "torch":
+        from kt_runtime.ops.torch_ops import TorchOps
+
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        return Backend(TorchOps(), None, lambda: "torch", dict)
+
+    from kt_kernel import Graph, ThreadPool, isa
+    from kt_runtime.ops.kt_ops import KtOps
+
+    torch.set_num_threads(1)
+    pool = ThreadPool(config.num_threads)
+    ops = KtOps(pool, max_tokens=config.max_batch_tokens, group_size=config.group_size)
+
+    def new_graph(num_rows: Tensor) -> tuple[ReplayableGraph, Ops]:
+        graph = Graph(pool, num_rows)
+        return graph, ops.recorder(graph)
+
+    return Backend(ops, new_graph, isa.active, pool.op_counts)

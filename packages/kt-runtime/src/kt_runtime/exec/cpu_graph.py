@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode steps as recorded kt_kernel graphs, one per bucket. The model's own forward is what is
+recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kt_runtime.exec.buckets import bucket_for, bucket_sizes
+from kt_runtime.protocols import Batch, CausalLM, KVLayer, Ops
+
+
+class ReplayableGraph(Protocol):
+    """A recorded sequence of ops (`kt_kernel.Graph`)."""
+
+    def replay(self) -> None:
+        """Run the recorded ops."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    graph: ReplayableGraph
+    logits: Tensor  # (bucket, vocab_size), the graph's own buffer
+
+
+class CpuGraphRunner:
+    """Replays decode-shaped batches (a `GraphRunner`). A bucket is recorded when it is first
+    needed.
+
+    All buckets share one set of input buffers. Rows beyond the live ones are padding: the graph
+    reads the live row count at replay and computes none of them, so padding costs no expert's
+    memory traffic.
+
+    Args:
+        model, kv: what is recorded.
+        new_graph: from the live-row buffer, (1,) int32, a graph and the Ops that record into it.
+        max_rows: most sequences in a step.
+        max_pages: most pages of one sequence.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        kv: Sequence[KVLayer],
+        new_graph: Callable[[Tensor], tuple[ReplayableGraph, Ops]],
+        *,
+        max_rows: int,
+        max_pages: int,
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._new_graph = new_graph
+        self._sizes = bucket_sizes(max_rows)
+        self._recorded: dict[int, _Recorded] = {}
+        capacity = self._sizes[-1]
+
+        def ints(*dims: int) -> Tensor:
+            return torch.zeros(dims, dtype=torch.int32)
+
+        self._num_rows = ints(1)
+        self._buffers = Batch(
+            input_ids=ints(capacity),
+            positions=ints(capacity),
+            slot_mapping=torch.full((capacity,), -1, dtype=torch.int32),
+            block_table=ints(capacity, max_pages),
+            # Padding sequences look like one token long, so that no op sees an empty sequence.
+            seq_lens=torch.ones(capacity, dtype=torch.int32),
+            cu_seqlens_q=torch.arange(capacity + 1, dtype=torch.int32),
+            logits_rows=None,
+        )
+
+    def can_run(self, num_rows: int) -> bool:
+        """Whether a bucket holds this many rows."""
+        return bucket_for(self._sizes, num_rows) is not None
+
+    def run(self, batch: Batch) -> Tensor:
+        """batch with one row per sequence → logits (T, vocab_size) of every row; valid until the
+        next run."""
+        num_rows = len(batch.input_ids)
+        bucket = bucket_for(self._sizes, num_rows)
+        if bucket is None:
+            raise ValueError(
+                f"[cpu_graph.run] a batch must have 1 to {self._sizes[-1]} rows; got {num_rows}"
+            )
+        self._fill(batch, num_rows)
+        recorded = self._recorded.get(bucket)
+        if recorded is None:
+            recorded = self._recorded[bucket] = self._record(bucket)
+        recorded.graph.replay()
+        return recorded.logits[:num_rows]
+
+    def _fill(self, batch: Batch, num_rows: int) -> None:
+        buffers = self._buffers
+        self._num_rows[0] = num_rows
+        buffers.input_ids[:num_rows] = batch.input_ids
+        buffers.positions[:num_rows] = batch.positions
+        buffers.slot_mapping[:num_rows] = batch.slot_mapping
+        buffers.slot_mapping[num_rows:] = -1
+        buffers.seq_lens[:num_rows] = batch.seq_lens
+        buffers.seq_lens[num_rows:] = 1
+        # Entries past a sequence's own pages may be stale: seq_lens keeps them from being read.
+        buffers.block_table[:num_rows, : batch.block_table.shape[1]] = batch.block_table
+
+    def _record(self, bucket: int) -> _Recorded:
+        graph, ops = self._new_graph(self._num_rows)
+        buffers = self._buffers
+        inputs = Batch(
+            input_ids=buffers.input_ids[:bucket],
+            positions=buffers.positions[:bucket],
+            slot_mapping=buffers.slot_mapping[:bucket],
+            block_table=buffers.block_table[:bucket],
+            seq_lens=buffers.seq_lens[:bucket],
+            cu_seqlens_q=buffers.cu_seqlens_q[: bucket + 1],
+            logits_rows=None,
+        )
+        with torch.inference_mode():
+            return _Recorded(graph, self._model.forward(ops, inputs, self._kv))

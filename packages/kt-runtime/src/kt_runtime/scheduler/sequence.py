@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequence: a request's progress. Phases are derived from counters, never stored beside them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Container
+from typing import NamedTuple
+
+from kt_runtime.core import FinishReason, Request
+from kt_runtime.protocols import PageTable
+
+
+class Sequence:
+    """A request in flight. Owned by the engine's stepping thread.
+
+    Waiting until it has a page table; then it prefills while prompt tokens remain uncomputed; then
+    it decodes, with exactly one token (the newest) left to compute before each step.
+
+    Attributes:
+        request: what was asked.
+        arrival: position in the order of arrival, which is the order of service.
+        seed: key of its random numbers.
+        max_num_tokens: prompt and output end here at the latest.
+        token_ids: prompt and output so far (int32 array: cheap to slice and to hand to numpy).
+        num_computed_tokens: how many of token_ids have their KV in pages.
+        page_table: its pages; None while it waits.
+    """
+
+    __slots__ = (
+        "arrival",
+        "max_num_tokens",
+        "num_computed_tokens",
+        "page_table",
+        "request",
+        "seed",
+        "token_ids",
+    )
+
+    def __init__(self, request: Request, *, arrival: int, seed: int, max_model_len: int) -> None:
+        num_prompt_tokens = len(request.prompt_token_ids)
+        longest = max_model_len
+        if request.return_logits:
+            longest = num_prompt_tokens
+        elif request.sampling.max_tokens is not None:
+            longest = min(longest, num_prompt_tokens + request.sampling.max_tokens)
+        self.request = request
+        self.arrival = arrival
+        self.seed = seed
+        self.max_num_tokens = longest
+        self.token_ids = array("i", request.prompt_token_ids)
+        self.num_computed_tokens = 0
+        self.page_table: PageTable | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens of the output so far."""
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Tokens known but not computed."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens whose KV was reused; 0 while it waits."""
+        return 0 if self.page_table is None else self.page_table.num_cached_tokens
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Most tokens whose KV will ever be written: the last generated one is never computed."""
+        return self.max_num_tokens - (0 if self.request.return_logits else 1)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its next step computes the token it generated last."""
+        return self.num_generated_tokens > 0
+
+    def finish_reason(self, eos_token_ids: Container[int]) -> FinishReason | None:
+        """Why it ends with its newest token, if it does. Asked after each generated token."""
+        newest, sampling = self.token_ids[-1], self.request.sampling
+        if newest in sampling.stop_token_ids:
+            return "stop"
+        if newest in eos_token_ids and not sampling.ignore_eos:
+            return "stop"
+        if self.num_tokens >= self.max_num_tokens:
+            return "length"
+        return None
+
+
+class ScheduledSequence(NamedTuple):
+    """One sequence's share of a step: its next num_new_tokens uncomputed tokens."""
+
+    sequence: Sequence
+    num_new_tokens: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether all known tokens are computed after this step, so that its last row is
+        sampled."""
+        return self.num_new_tokens == self.sequence.num_remaining_tokens
