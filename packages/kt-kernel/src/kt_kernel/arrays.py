@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the element type of arrays that may be float32, bf16 or f16. Never copies, never imports torch.
+
+The core takes any CPU array with `__dlpack__` (torch, numpy, others) and checks shape, layout and device;
+but bfloat16 of numpy (ml_dtypes) has no DLPack, and bare 16-bit integers need a word from the caller.
+"""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ("FLOATS", "typed")
+
+FLOATS = ("float32", "bf16", "f16")
+"""The element types of activations, weights and caches."""
+
+# Names of numpy, ml_dtypes and torch -> ours. Others keep their name, for the error message.
+_NAMES = {"bfloat16": "bf16", "float16": "f16"}
+
+
+def typed(op: str, name: str, value: object, dtype: str | None = None) -> tuple[Any, str]:
+    """Return what the core takes for an array, sharing its memory, and its element type.
+
+    Args:
+        op: op name for the error, e.g. "moe.forward".
+        name: argument name for the error.
+        value: torch tensor, numpy array (ml_dtypes.bfloat16 too) or another DLPack producer.
+        dtype: "bf16" declares that a bare uint16 array holds bfloat16 bits.
+
+    Raises:
+        ValueError: not an array, an element type that is not one of `FLOATS`, or uint16 without `dtype`.
+    """
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"[{op}] dtype must be one of {', '.join(FLOATS)}; got {dtype!r}")
+    rule = f"[{op}] {name} must be an array of {', '.join(FLOATS)}"
+    # torch tensors are told by their dtype's name: numpy cannot hold a bfloat16 one.
+    if not isinstance(value, np.ndarray) and not str(getattr(value, "dtype", "")).startswith(
+        "torch."
+    ):
+        if not hasattr(value, "__dlpack__"):
+            raise ValueError(f"{rule}; got {type(value).__name__}")
+        try:
+            value = np.from_dlpack(value)  # type: ignore[arg-type]  # checked one line above
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{rule} on the CPU; got {type(value).__name__}: {error}") from error
+    array: Any = value
+    element = str(array.dtype).removeprefix("torch.")
+    element = _NAMES.get(element, element)
+    if element == "uint16" and dtype == "bf16":
+        return array, "bf16"
+    if element == "uint16":
+        rule += ' (bfloat16 bits need dtype="bf16")'
+    if element not in FLOATS:
+        raise ValueError(f"{rule}; got {element} {tuple(array.shape)}")
+    if element == "bf16" and isinstance(array, np.ndarray):
+        array = array.view(np.uint16)
+    return array, element

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packed weights of the experts of one MoE layer. Storage only; `kt_kernel.moe` computes."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from kt_kernel import _core
+from kt_kernel.arrays import typed
+from kt_kernel.thread_pool import ThreadPool
+
+__all__ = ("Experts", "Projection")
+
+Projection = Literal["gate", "up", "down"]
+
+
+class Experts:
+    """Packed gate, up and down projections of `num_experts` experts.
+
+    Made by `Experts.empty` and filled with `put`, one projection of one expert at a time, so that
+    loading a checkpoint needs the packed size plus one matrix per thread; or by `Experts.pack` from
+    three whole arrays.
+    """
+
+    def __init__(self, core: _core.Experts) -> None:
+        self._core = core
+
+    @classmethod
+    def empty(
+        cls,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        gate: str = "int4",
+        up: str = "int4",
+        down: str = "int4",
+        group_size: int = 32,
+    ) -> "Experts":
+        """Allocate storage for all experts; every projection must be `put` before use.
+
+        Args:
+            num_experts: number of experts.
+            hidden_size: width of the layer's input and output.
+            intermediate_size: width between up and down.
+            gate: weight format of the gate projection, a key of `formats.FORMATS`.
+            up: weight format of the up projection.
+            down: weight format of the down projection.
+            group_size: weights along K that share a scale; the float formats ignore it.
+
+        Raises:
+            ValueError: a size below 1, an unknown format or a group size it does not have.
+        """
+        return cls(
+            _core.Experts(num_experts, hidden_size, intermediate_size, gate, up, down, group_size)
+        )
+
+    @classmethod
+    def pack(
+        cls,
+        gate_proj: object,
+        up_proj: object,
+        down_proj: object,
+        *,
+        format: str = "int4",
+        group_size: int = 32,
+        pool: ThreadPool,
+        dtype: str | None = None,
+    ) -> "Experts":
+        """Pack whole arrays: the convenient way where memory does not matter.
+
+        Args:
+            gate_proj: (num_experts, intermediate_size, hidden_size) float32, bf16 or f16.
+            up_proj: as `gate_proj`.
+            down_proj: (num_experts, hidden_size, intermediate_size).
+            format: weight format of all three.
+            group_size: weights along K that share a scale.
+            pool: its size is the number of matrices packed at once.
+            dtype: "bf16" if the arrays are bare uint16 bits.
+
+        Raises:
+            ValueError: wrong dtype, layout or shape.
+        """
+        gate = typed("experts.pack", "gate_proj", gate_proj, dtype)
+        up = typed("experts.pack", "up_proj", up_proj, dtype)
+        down = typed("experts.pack", "down_proj", down_proj, dtype)
+        if gate[0].ndim != 3:
+            raise ValueError(
+                "[experts.pack] gate_proj must be (num_experts, intermediate_size, hidden_size); "
+                f"got {tuple(gate[0].shape)}"
+            )
+        num_experts, intermediate_size, hidden_size = gate[0].shape
+        _must_have_shape("up_proj", up[0], (num_experts, intermediate_size, hidden_size))
+        _must_have_shape("down_proj", down[0], (num_experts, hidden_size, intermediate_size))
+        experts = cls.empty(
+            num_experts,
+            hidden_size,
+            intermediate_size,
+            gate=format,
+            up=format,
+            down=format,
+            group_size=group_size,
+        )
+
+        def put_expert(expert: int) -> None:
+            for projection, (array, name) in (("gate", gate), ("up", up), ("down", down)):
+                experts._core.put(expert, projection, array[expert], name)
+
+        with ThreadPoolExecutor(pool.num_threads) as packers:
+            list(packers.map(put_expert, range(num_experts)))
+        return experts
+
+    def put(
+        self, expert: int, projection: Projection, weight: object, *, dtype: str | None = None
+    ) -> None:
+        """Pack one projection of one expert. Releases the GIL.
+
+        Thread-safe for different (expert, projection) pairs; not while a MoE uses these experts.
+
+        Args:
+            expert: index in [0, num_experts).
+            projection: "gate", "up" or "down".
+            weight: gate and up (intermediate_size, hidden_size), down (hidden_size,
+                intermediate_size); float32, bf16 or f16.
+            dtype: "bf16" if `weight` is bare uint16 bits.
+
+        Raises:
+            ValueError: index, projection, dtype, layout or shape is wrong.
+        """
+        self._core.put(expert, projection, *typed("experts.put", "weight", weight, dtype))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every projection of every expert was put."""
+        return self._core.complete
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed storage."""
+        return self._core.nbytes
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts."""
+        return self._core.num_experts
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the layer's input and output."""
+        return self._core.hidden_size
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width between up and down."""
+        return self._core.intermediate_size
+
+
+def _must_have_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
+    if tuple(array.shape) != shape:
+        raise ValueError(
+            f"[experts.pack] {name} must be {shape} to fit gate_proj; got {tuple(array.shape)}"
+        )

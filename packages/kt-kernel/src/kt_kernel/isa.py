@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which instruction set the kernels use. Chosen once from the CPU or `KT_ISA`; no build flags, no timing.
+
+A target is a whole table of kernels compiled for one instruction set ("scalar", "avx2"). The active
+target is the one process-wide setting of this library, because a process has one kind of CPU.
+"""
+
+from kt_kernel import _core
+
+__all__ = ("active", "available", "compiled", "force", "kernels")
+
+
+def available() -> list[str]:
+    """Targets that this CPU and operating system can run, best first."""
+    return list(_core.available_targets())
+
+
+def compiled() -> list[str]:
+    """Targets that this build contains, best first. A superset of `available()`."""
+    return list(_core.compiled_targets())
+
+
+def active() -> str:
+    """The target in use: the best available one, unless `KT_ISA` or `force` said otherwise.
+
+    Raises:
+        ValueError: `KT_ISA` names a target that is not available.
+    """
+    return _core.active_target()
+
+
+def force(name: str) -> None:
+    """Use the target `name` from the next op on. Ops already running finish on the old one.
+
+    Results of the integer formats agree between targets up to the float epilogue; float formats
+    agree within rounding.
+
+    Raises:
+        ValueError: the name is unknown or this machine cannot run it; the message lists `available()`.
+    """
+    _core.force_target(name)
+
+
+def kernels() -> list[str]:
+    """Names of the kernels that every target implements, in table order."""
+    return list(_core.kernel_names())

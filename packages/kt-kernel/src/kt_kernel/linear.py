@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One packed matrix of a dense layer. Storage only: `Stream.linear` and `Graph.linear` compute."""
+
+from kt_kernel import _core
+from kt_kernel.arrays import typed
+from kt_kernel.thread_pool import ThreadPool
+
+__all__ = ("Linear",)
+
+
+class Linear:
+    """A packed weight (out_features, in_features) with an optional bias. Immutable."""
+
+    def __init__(self, core: _core.Linear) -> None:
+        self._core = core
+
+    @classmethod
+    def pack(
+        cls,
+        weight: object,
+        *,
+        format: str = "int4",
+        group_size: int = 32,
+        bias: object | None = None,
+        pool: ThreadPool | None = None,
+        dtype: str | None = None,
+    ) -> "Linear":
+        """Pack a matrix.
+
+        Args:
+            weight: (out_features, in_features) float32, bf16 or f16.
+            format: weight format, a key of `formats.FORMATS`.
+            group_size: weights along K that share a scale; the float formats ignore it.
+            bias: (out_features,) float32, or None.
+            pool: packs with these threads; None packs on the calling thread.
+            dtype: "bf16" if `weight` is bare uint16 bits.
+
+        Raises:
+            ValueError: wrong dtype, layout or shape, an unknown format or group size.
+        """
+        array, name = typed("linear.pack", "weight", weight, dtype)
+        core_pool = pool._core if pool is not None else None
+        return cls(_core.Linear(array, name, format, group_size, bias, core_pool))
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return self._core.out_features
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return self._core.in_features
+
+    @property
+    def format(self) -> str:
+        """Weight format, a key of `formats.FORMATS`."""
+        return self._core.format
+
+    @property
+    def group_size(self) -> int:
+        """Weights along K that share a scale; 0 for the float formats."""
+        return self._core.group_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed storage."""
+        return self._core.nbytes

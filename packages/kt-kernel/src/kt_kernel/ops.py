@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops of a decode step, at once (`Stream`) or recorded (`kt_kernel.graph.Graph`).
+
+Every op writes into an array of the caller; no op allocates. Rows are tokens. A row of a result
+depends on its own token only, bit for bit, whatever the batch, the threads and the chunking.
+"""
+
+from kt_kernel import _core
+from kt_kernel.arrays import typed
+from kt_kernel.linear import Linear
+from kt_kernel.moe import MoE, call_arguments
+from kt_kernel.thread_pool import ThreadPool
+
+__all__ = ("Ops", "Stream")
+
+
+class Ops:
+    """The ops that `Stream` and `Graph` share.
+
+    Every op raises `ValueError: [op] rule; got actual` for a wrong dtype, layout, shape or index before
+    it writes anything; a recorded op checks its indices at replay. Where an op takes `dtype`, `dtype="bf16"` says that bare uint16 arrays of the
+    call are bfloat16 bits.
+    """
+
+    _core: "_core.Stream | _core.Graph"
+
+    def embedding(
+        self, ids: object, weight: object, out: object, *, dtype: str | None = None
+    ) -> None:
+        """out[t] = weight[ids[t]].
+
+        Args:
+            ids: (num_tokens,) int32 in [0, vocab_size).
+            weight: (vocab_size, hidden_size) float32, bf16 or f16.
+            out: (num_tokens, hidden_size) float32.
+            dtype: "bf16" if `weight` is bare uint16 bits.
+        """
+        self._core.embedding(ids, *typed("embedding", "weight", weight, dtype), out)
+
+    def rms_norm(self, x: object, weight: object, out: object, *, eps: float) -> None:
+        """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich, 2019).
+
+        Args:
+            x: (num_tokens, columns), or (num_tokens, num_heads, head_dim) for a norm per head; float32.
+            weight: (columns,) float32.
+            out: like `x`; may be `x`.
+            eps: added to the mean square.
+        """
+        self._core.rms_norm(x, weight, eps, out)
+
+    def linear(self, x: object, linear: Linear, out: object, *, accumulate: bool = False) -> None:
+        """out (+)= x @ weight.T + bias, with the arithmetic of the weight's format.
+
+        Args:
+            x: (num_tokens, in_features) float32.
+            linear: the packed weight.
+            out: (num_tokens, out_features) float32.
+            accumulate: add to `out` (a residual) instead of overwriting it.
+        """
+        self._core.linear(x, linear._core, out, accumulate)
+
+    def rope_write_kv(
+        self,
+        q: object,
+        k: object,
+        v: object,
+        cos: object,
+        sin: object,
+        positions: object,
+        slot_mapping: object,
+        k_cache: object,
+        v_cache: object,
+        *,
+        dtype: str | None = None,
+    ) -> None:
+        """Rotate q in place; rotate k and store it with v in the paged cache.
+
+        The first 2 * (rotary_dim / 2) elements of each head turn in pairs (i, i + rotary_dim / 2)
+        (Su et al., 2021, in the half-split order of Hugging Face checkpoints).
+
+        Args:
+            q: (num_tokens, num_heads, head_dim) float32, changed.
+            k: (num_tokens, num_kv_heads, head_dim) float32, unchanged.
+            v: as `k`.
+            cos: (max_positions, rotary_dim / 2) float32; its width sets rotary_dim.
+            sin: as `cos`.
+            positions: (num_tokens,) int32 in [0, max_positions).
+            slot_mapping: (num_tokens,) int32, page * page_size + offset; negative: not stored.
+            k_cache: (num_pages, page_size, num_kv_heads, head_dim) float32, bf16 or f16.
+            v_cache: as `k_cache`.
+            dtype: "bf16" if the caches are bare uint16 bits.
+        """
+        k_cache, v_cache, kv_dtype = _caches("rope_write_kv", k_cache, v_cache, dtype)
+        self._core.rope_write_kv(
+            q, k, v, cos, sin, positions, slot_mapping, k_cache, v_cache, kv_dtype
+        )
+
+    def attention(
+        self,
+        q: object,
+        k_cache: object,
+        v_cache: object,
+        block_table: object,
+        seq_lens: object,
+        cu_seqlens_q: object,
+        out: object,
+        *,
+        scale: float,
+        dtype: str | None = None,
+    ) -> None:
+        """Causal grouped-query attention over the paged cache, for any mix of prefill and decode.
+
+        Query rows cu_seqlens_q[s] .. cu_seqlens_q[s + 1] belong to sequence s and stand at the end of
+        its seq_lens[s] tokens; row r sees the keys up to its own position.
+
+        Args:
+            q: (num_tokens, num_heads, head_dim) float32, rotated.
+            k_cache: (num_pages, page_size, num_kv_heads, head_dim) float32, bf16 or f16.
+            v_cache: as `k_cache`.
+            block_table: (num_seqs, max_pages) int32 page ids of each sequence, in order.
+            seq_lens: (num_seqs,) int32, tokens in the cache including those of this call.
+            cu_seqlens_q: (num_seqs + 1,) int32, first row of each sequence, then the end.
+            out: (num_tokens, num_heads, head_dim) float32.
+            scale: factor on the scores, usually head_dim ** -0.5.
+            dtype: "bf16" if the caches are bare uint16 bits.
+        """
+        k_cache, v_cache, kv_dtype = _caches("attention", k_cache, v_cache, dtype)
+        self._core.attention(
+            q, k_cache, v_cache, kv_dtype, block_table, seq_lens, cu_seqlens_q, scale, out
+        )
+
+    def swiglu(self, gate: object, up: object, out: object) -> None:
+        """out = silu(gate) * up, elementwise (Shazeer, 2020); (num_tokens, columns) float32.
+
+        `out` may be `gate`.
+        """
+        self._core.swiglu(gate, up, out)
+
+    def add(self, x: object, y: object, out: object) -> None:
+        """out = x + y, elementwise; (num_tokens, columns) float32. `out` may be either."""
+        self._core.add(x, y, out)
+
+    def route(
+        self,
+        logits: object,
+        topk_ids: object,
+        topk_weights: object,
+        *,
+        score: str = "softmax",
+        bias: object | None = None,
+        num_groups: int = 1,
+        topk_groups: int = 1,
+        normalize: bool = True,
+        scale: float = 1.0,
+    ) -> None:
+        """Choose the experts of each token: top-k of the probabilities, ties to the lower id.
+
+        Selection is on probability + bias, within the `topk_groups` groups of experts whose two best
+        sum highest (DeepSeek-V3 report, 2024, section 2.1.2); the weights are the probabilities.
+
+        Args:
+            logits: (num_tokens, num_experts) float32.
+            topk_ids: (num_tokens, top_k) int32, written, best first; -1 in the padding rows of a graph.
+            topk_weights: (num_tokens, top_k) float32, written.
+            score: "softmax" or "sigmoid".
+            bias: (num_experts,) float32 selection bias, or None.
+            num_groups: groups of neighbouring experts; must divide num_experts.
+            topk_groups: groups that may be chosen from.
+            normalize: divide the weights by their sum.
+            scale: factor on the weights, after normalisation.
+        """
+        self._core.route(
+            logits, topk_ids, topk_weights, score, bias, num_groups, topk_groups, normalize, scale
+        )
+
+    def moe(
+        self,
+        moe: MoE,
+        hidden: object,
+        topk_ids: object,
+        topk_weights: object,
+        out: object,
+        *,
+        accumulate: bool = False,
+        dtype: str | None = None,
+    ) -> None:
+        """One call of a MoE layer as an op; arguments as `MoE.forward`."""
+        arguments = call_arguments("moe", hidden, topk_ids, topk_weights, out, dtype)
+        self._core.moe(moe._core, *arguments, accumulate)
+
+
+class Stream(Ops):
+    """Runs each op at once on the pool and returns when it is done. Releases the GIL. Thread-safe."""
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._core = _core.Stream(pool._core)
+
+
+def _caches(
+    op: str, k_cache: object, v_cache: object, dtype: str | None
+) -> tuple[object, object, str]:
+    k, k_dtype = typed(op, "k_cache", k_cache, dtype)
+    v, v_dtype = typed(op, "v_cache", v_cache, dtype)
+    if v_dtype != k_dtype:
+        raise ValueError(f"[{op}] v_cache must be {k_dtype} as k_cache; got {v_dtype}")
+    return k, v, k_dtype

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker threads that all compute runs on. Owned by the caller; there is no global pool."""
+
+import os
+from collections.abc import Sequence
+
+from kt_kernel import _core
+
+__all__ = ("ThreadPool",)
+
+
+def _threads_from_environment() -> int:
+    """The value of KT_THREADS, or 0 where it is unset: the core then counts usable physical cores."""
+    text = os.environ.get("KT_THREADS", "").strip()
+    if not text:
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"[thread_pool] KT_THREADS must be a positive integer; got {text!r}")
+    return int(text)
+
+
+class ThreadPool:
+    """Threads that run ops together. They sleep while there is nothing to do.
+
+    Args:
+        num_threads: how many; None means KT_THREADS if set, else one per core in `cores`, else the
+            physical cores that CPU affinity and the cgroup quota leave to this process.
+        cores: CPU ids to pin the threads to; None pins nothing.
+
+    Thread-safe: jobs of several callers queue and finish in order. Results never depend on the
+    number of threads. After `fork` the child's pool starts its own threads.
+
+    Raises:
+        ValueError: a count below 1, or a core that does not exist.
+    """
+
+    def __init__(self, num_threads: int | None = None, cores: Sequence[int] | None = None) -> None:
+        if num_threads is None:
+            num_threads = _threads_from_environment() or len(cores or ())
+        elif num_threads < 1:
+            raise ValueError(f"[thread_pool] num_threads must be at least 1; got {num_threads}")
+        self._core = _core.ThreadPool(num_threads, list(cores or ()))
+
+    @property
+    def num_threads(self) -> int:
+        """Number of threads that compute."""
+        return self._core.num_threads
+
+    def op_counts(self) -> dict[str, int]:
+        """How often each op ran on this pool since it was made: `{"attention": 120, ...}`."""
+        return dict(self._core.op_counts())
+
+    def __repr__(self) -> str:
+        return f"ThreadPool(num_threads={self.num_threads})"
