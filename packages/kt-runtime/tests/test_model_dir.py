@@ -87,12 +87,12 @@ def test_a_flag_must_be_a_bool(value: Any) -> None:
 def test_the_first_spelling_that_is_given_counts() -> None:
     assert config(a=None, b=3, c=4).size("a", "b", "c") == 3
     assert config().size("a", "b", default=7) == 7
-    with pytest.raises(ValueError, match="a or b in config.json must be given; got None"):
+    with pytest.raises(ValueError, match=r"a or b in config.json must be given; got None"):
         config().size("a", "b")
 
 
 def test_only_accepts_the_one_value_or_absence() -> None:
     config().only("hidden_act", "silu")
     config(hidden_act="silu").only("hidden_act", "silu")
-    with pytest.raises(ValueError, match="hidden_act .* must be \"silu\" .*got 'gelu'"):
+    with pytest.raises(ValueError, match=r"hidden_act .* must be .silu. .*got 'gelu'"):
         config(hidden_act="gelu").only("hidden_act", "silu")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""checkpoint.safetensors: tensors by name from one or many files; broken checkpoints are named when opened."""
+"""checkpoint.safetensors: tensors by name from one or many files; broken checkpoints are named when
+opened."""
 
 from __future__ import annotations
 
@@ -59,20 +60,22 @@ def test_missing_tensor_is_named(single: Path) -> None:
 def test_truncated_file_is_refused_when_opened(single: Path, keep: int) -> None:
     file = single / SINGLE
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=rf"\[checkpoint\] {SINGLE} must be a complete safetensors"):
+    with pytest.raises(ValueError, match=rf"\[checkpoint\] {SINGLE} must be a complete"):
         SafetensorsSource(single)
 
 
 def test_truncated_shard_is_named_when_opened(sharded: Path) -> None:
     file = sharded / "model-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="model-00001.safetensors must be a complete"):
+    with pytest.raises(ValueError, match=r"model-00001.safetensors must be a complete"):
         SafetensorsSource(sharded)
 
 
 def test_missing_shard_is_named(sharded: Path) -> None:
     (sharded / "model-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match="model-00002.safetensors must be a file in the model dir"):
+    with pytest.raises(
+        ValueError, match=r"model-00002.safetensors must be a file in the model dir"
+    ):
         SafetensorsSource(sharded)
 
 
@@ -80,7 +83,7 @@ def test_tensor_that_the_index_promises_is_named(sharded: Path) -> None:
     index = json.loads((sharded / INDEX).read_text())
     index["weight_map"]["d.weight"] = "model-00000.safetensors"
     (sharded / INDEX).write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="model-00000.safetensors must hold d.weight"):
+    with pytest.raises(ValueError, match=r"model-00000.safetensors must hold d.weight"):
         SafetensorsSource(sharded)
 
 

@@ -173,7 +173,8 @@ def test_route_breaks_ties_towards_the_lower_id(ops: TorchOps) -> None:
 
 
 def test_sigmoid_route_chooses_by_bias_within_groups_and_weighs_without(ops: TorchOps) -> None:
-    # Groups {0,1} {2,3} {4,5}. The bias lifts 2 and 3, so groups 1 and 2 win over the best single, 0.
+    # Groups {0,1} {2,3} {4,5}. The bias lifts 2 and 3, so groups 1 and 2 win over the best single,
+    # 0.
     logits = torch.tensor([[2.0, -9.0, 0.0, 0.1, 1.0, 0.9]])
     bias = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
     router = Router(2, "sigmoid", bias, num_groups=3, topk_groups=2, normalize=False, scale=2.5)
