@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stream and Graph: when ops run. What an op does is in ops.cpp; how workers meet is in
 // thread_pool.cpp.
+#include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -25,13 +27,6 @@ std::string locate(size_t index, const Op& op, const std::exception& error) {
 }  // namespace
 
 void Stream::submit(Op op) { pool_->run(std::move(op.run)); }
-
-std::shared_ptr<const AlignedBuffer> Stream::scratch(size_t bytes) {
-  const std::lock_guard lock(scratch_mutex_);
-  // Ops built before a growth keep the buffer they were given.
-  if (!scratch_ || scratch_->size() < bytes) scratch_ = std::make_shared<AlignedBuffer>(bytes);
-  return scratch_;
-}
 
 void Graph::submit(Op op) {
   KT_CHECK(op.name.c_str(), !replaying_.load(),

@@ -80,23 +80,6 @@ void check_attention(const AttentionArgs& args, int64_t live) {
            starts[args.num_seqs]);
 }
 
-// Activation rows of one linear, laid out in one buffer.
-struct ActLayout {
-  size_t data, scales, sums, total;  // byte offsets; every part starts on a cache line
-};
-
-ActLayout act_layout(ActMode mode, int64_t rows, int k_padded) {
-  const auto aligned = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
-  const size_t elements = static_cast<size_t>(rows) * k_padded;
-  const size_t element_bytes = mode == ActMode::f32 ? 4 : mode == ActMode::bf16 ? 2 : 1;
-  const bool quantised = mode == ActMode::int8_g32;
-  ActLayout layout{};
-  layout.scales = aligned(elements * element_bytes);
-  layout.sums = layout.scales + (quantised ? aligned(elements / kBlock * sizeof(float)) : 0);
-  layout.total = layout.sums + (quantised ? aligned(elements / kSumGroup * sizeof(int16_t)) : 0);
-  return layout;
-}
-
 }  // namespace
 
 void embedding(Stream& stream, EmbeddingArgs args, int64_t rows) {
@@ -120,11 +103,9 @@ void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, fl
             int64_t rows, bool accumulate) {
   const PackedMatrix& matrix = weight.matrix();
   const ActMode mode = default_act_mode(matrix.format);
-  const ActLayout layout = act_layout(mode, rows, matrix.k_padded);
-  const auto scratch = stream.scratch(layout.total);
-  const ActRows act{mode, matrix.k_padded, scratch->data(),
-                    reinterpret_cast<float*>(scratch->data() + layout.scales),
-                    reinterpret_cast<int16_t*>(scratch->data() + layout.sums)};
+  // Taken when the op is built, so that a replay never allocates.
+  const auto scratch = stream.pool().scratch(act_bytes(mode, rows, matrix.k_padded));
+  const ActRows act = act_rows(mode, rows, matrix.k_padded, scratch->data());
   const PrepareRowsArgs prepare{x, dtype, matrix.k, matrix.k, act, {}};
   const GemmArgs gemm{act, nullptr, matrix, weight.bias(), out, matrix.n, accumulate, {}, {}};
   submit(stream, "linear", rows, [scratch, prepare, gemm](Worker& worker, int64_t live) {

@@ -4,15 +4,11 @@
 #pragma once
 
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
-#include "kt/aligned_buffer.h"
 #include "kt/thread_pool.h"
 
 namespace kt {
@@ -34,18 +30,9 @@ class Stream {
   ThreadPool& pool() const { return *pool_; }
   const int32_t* num_rows() const { return num_rows_; }
 
-  // At least `bytes` for the op being built, which keeps the pointer. Its ops run one after
-  // another, so they share one buffer; it grows when an op is built, so that a replay never
-  // allocates. Thread-safe.
-  std::shared_ptr<const AlignedBuffer> scratch(size_t bytes);
-
  protected:
   ThreadPool* pool_;
   const int32_t* num_rows_;
-
- private:
-  std::mutex scratch_mutex_;
-  std::shared_ptr<const AlignedBuffer> scratch_;
 };
 
 class Graph final : public Stream {
