@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A paged prefix store for KV caches: the public names. It schedules nothing, runs no kernels."""
+
+from importlib.metadata import version
+
+from kt_kvcache.arena import Arena, PageView
+from kt_kvcache.chain import Chain, Extra
+from kt_kvcache.errors import IntegrityError, OutOfPages, StaleHandle
+from kt_kvcache.identity import Geometry, Group, Identity
+from kt_kvcache.lease import Lease
+from kt_kvcache.page import PageState
+from kt_kvcache.space import Hit, Space
+from kt_kvcache.stats import Stats
+from kt_kvcache.store import KVStore, StoreConfig
+from kt_kvcache.writer import Event, Writer
+
+__version__ = version("kt-kvcache")
+
+__all__ = (
+    "Arena",
+    "Chain",
+    "Event",
+    "Extra",
+    "Geometry",
+    "Group",
+    "Hit",
+    "Identity",
+    "IntegrityError",
+    "KVStore",
+    "Lease",
+    "OutOfPages",
+    "PageState",
+    "PageView",
+    "Space",
+    "StaleHandle",
+    "Stats",
+    "StoreConfig",
+    "Writer",
+    "__version__",
+)

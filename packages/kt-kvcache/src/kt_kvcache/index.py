@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trie of cached pages with its pins; it takes no lock and moves no bytes.
+
+Invariants, all checked by integrity.py:
+- a page is in the index only while its parent is, so a match from the root has no gaps;
+- pins count upwards: a page has pins while anybody holds it or any page below it. Hence every
+  page without pins can be evicted, leaves first, and `num_evictable` is exact;
+- the policy holds exactly the attached pages with neither pins nor children.
+"""
+
+from collections.abc import Callable
+
+from kt_kvcache.chain import Chain
+from kt_kvcache.eviction import EvictionPolicy
+from kt_kvcache.page import CachedPage, PageState
+
+
+class PageIndex:
+    """Hash -> page for all namespaces of a store; the caller holds the store's lock."""
+
+    def __init__(self, policy: EvictionPolicy, free_slot: Callable[[int], None]) -> None:
+        """Starts empty; `free_slot` receives the page id of each page that goes."""
+        self.policy = policy
+        self.num_evictable = 0
+        self.num_mismatched = 0
+        # A child enters after its parent and leaves before it: dict order is topological.
+        self.by_hash: dict[bytes, CachedPage] = {}
+        self.detached: set[CachedPage] = set()
+        self._free_slot = free_slot
+        self._clock = 0
+
+    def root(self, ns_key: bytes) -> CachedPage:
+        """Returns the root of a namespace, made on first use. O(1)."""
+        root = self.by_hash.get(ns_key)
+        if root is None:
+            root = self.by_hash[ns_key] = CachedPage(ns_key, None, b"", -1)
+        return root
+
+    def match(self, root: CachedPage, chain: Chain, num_pages: int) -> tuple[CachedPage, list[int]]:
+        """Finds the longest cached prefix of at most `num_pages` pages; O(matched pages).
+
+        Returns:
+            Its last page (`root` if nothing matched) and its page ids.
+        """
+        page, page_ids = root, []
+        by_hash = self.by_hash.get
+        for page_hash, body in chain.links(num_pages):
+            child = by_hash(page_hash)
+            if child is None:
+                break
+            if child.parent is not page or child.body != body:
+                self.num_mismatched += 1
+                break
+            page_ids.append(child.page_id)
+            page = child
+        return page, page_ids
+
+    def publish(self, chain: Chain, i: int, page_id: int) -> tuple[CachedPage | None, PageState]:
+        """Enters page `i` of the chain as `page_id`; O(1) plus pages newly pinned.
+
+        Returns:
+            The page now cached under this hash, with a pin for the caller, and PUBLISHED or
+            PRESENT; or None and UNLINKED, and nothing has changed.
+        """
+        parent = self.by_hash.get(chain.parent_hash(i))
+        if parent is None:
+            return None, PageState.UNLINKED
+        page_hash, body = chain.page_hash(i), chain.page_body(i)
+        present = self.by_hash.get(page_hash)
+        if present is not None:
+            if present.parent is not parent or present.body != body:
+                self.num_mismatched += 1
+                return None, PageState.UNLINKED
+            self.pin(present)
+            return present, PageState.PRESENT
+        self.pin(parent)  # as the parent of a pinned page
+        parent.num_children += 1
+        page = self.by_hash[page_hash] = CachedPage(page_hash, parent, body, page_id)
+        return page, PageState.PUBLISHED
+
+    def pin(self, page: CachedPage) -> None:
+        """Protects the page and all above it; O(pages that had no pins before)."""
+        above: CachedPage | None = page
+        while above is not None:
+            above.pins += 1
+            if above.pins > 1:
+                return
+            self.num_evictable -= 1
+            if not above.num_children:
+                self.policy.remove(above)
+            above = above.parent
+
+    def unpin(self, page: CachedPage) -> None:
+        """Takes back one pin; O(pages left without pins). Dropped ones among them go free."""
+        self._clock += 1
+        above: CachedPage | None = page
+        while above is not None:
+            above.pins -= 1
+            if above.pins:
+                return
+            if above.attached:
+                above.last_used = self._clock
+                self.num_evictable += 1
+                if not above.num_children:
+                    self.policy.add(above)
+            else:
+                self.detached.remove(above)
+                self._free_slot(above.page_id)
+            above = above.parent
+
+    def evict(self) -> None:
+        """Frees the slot of the policy's victim; O(log n). The caller checked `num_evictable`."""
+        page = self.policy.pop()
+        self._unlink(page)
+        self.num_evictable -= 1
+        self._free_slot(page.page_id)
+
+    def drop(self, top: CachedPage) -> int:
+        """Takes `top` and all below it out of the index; O(pages in the store).
+
+        Pages with pins keep their slots, unseen, until their last pin goes.
+
+        Returns:
+            Pages taken out; a root is not counted.
+        """
+        doomed = {top: None}  # a dict for its order
+        for page in self.by_hash.values():
+            if page.parent in doomed:
+                doomed[page] = None
+        for page in reversed(doomed):
+            if page.parent is None:
+                del self.by_hash[page.hash]
+                page.attached = False
+            elif page.pins:
+                self._unlink(page)
+                self.detached.add(page)
+            else:
+                self.policy.remove(page)
+                self._unlink(page)
+                self.num_evictable -= 1
+                self._free_slot(page.page_id)
+        return len(doomed) - (top.parent is None)
+
+    def _unlink(self, page: CachedPage) -> None:
+        """Removes a page without children; its parent may become the next evictable leaf."""
+        del self.by_hash[page.hash]
+        page.attached = False
+        parent = page.parent
+        assert parent is not None  # roots leave through drop
+        parent.num_children -= 1
+        if not parent.num_children and not parent.pins:
+            self.policy.add(parent)

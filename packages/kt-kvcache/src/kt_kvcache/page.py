@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One page in the index, and the states of a page being written; data only, no rules."""
+
+from enum import Enum
+
+
+class PageState(Enum):
+    """What became of a writer's page."""
+
+    RESERVED = "reserved"
+    """Writable, not committed yet."""
+    PUBLISHED = "published"
+    """In the index: others may acquire it, nobody may write it."""
+    PRESENT = "present"
+    """Another page with this hash was there first; this one stays private until release."""
+    UNLINKED = "unlinked"
+    """Its parent is not cached (evicted or dropped): stays private until release."""
+
+
+class CachedPage:
+    """A node of the trie of cached pages; equal only to itself.
+
+    Attributes:
+        hash: chain hash, h_i.
+        parent: page before it; None only for the root of a namespace, which holds no tokens.
+        body: hashed body (token ids and extras), compared on every match.
+        page_id: its slot; -1 for a root.
+        num_children: children in the index.
+        pins: holders of this very page, plus children (in the index or dropped) with pins.
+            A root starts with one pin, so that it never becomes evictable.
+        last_used: clock of the index when its pins last fell to zero.
+        attached: whether it is in the index; a dropped page lives on, detached, while pinned.
+    """
+
+    __slots__ = (
+        "attached",
+        "body",
+        "hash",
+        "last_used",
+        "num_children",
+        "page_id",
+        "parent",
+        "pins",
+    )
+
+    def __init__(
+        self, page_hash: bytes, parent: "CachedPage | None", body: bytes, page_id: int
+    ) -> None:
+        """Makes an attached page with one pin and no children."""
+        self.hash = page_hash
+        self.parent = parent
+        self.body = body
+        self.page_id = page_id
+        self.num_children = 0
+        self.pins = 1
+        self.last_used = 0
+        self.attached = True

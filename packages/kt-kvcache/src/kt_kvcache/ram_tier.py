@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages kept in memory: slots, index and holdings behind the store's one lock.
+
+Every public method is one atomic step. None waits, does I/O or touches page bytes.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from threading import Lock
+
+from kt_kvcache.chain import Chain
+from kt_kvcache.errors import OutOfPages, StaleHandle
+from kt_kvcache.eviction import EvictionPolicy
+from kt_kvcache.index import PageIndex
+from kt_kvcache.integrity import check_pages
+from kt_kvcache.page import CachedPage, PageState
+from kt_kvcache.slots import Slots
+from kt_kvcache.stats import Counters, Stats
+
+
+class Holding:
+    """What one lease or writer keeps from being freed; equal only to itself.
+
+    Attributes:
+        pins: pages in the index pinned for it; a pin covers all pages above.
+        private: page ids that only its writer may use; None for a lease.
+    """
+
+    __slots__ = ("pins", "private")
+
+    def __init__(self, pins: list[CachedPage], private: set[int] | None) -> None:
+        """Records what the tier has just pinned or taken."""
+        self.pins = pins
+        self.private = private
+
+
+class RamTier:
+    """All page slots of a store; thread-safe."""
+
+    def __init__(self, num_pages: int, policy: EvictionPolicy) -> None:
+        """Starts with `num_pages` free slots."""
+        self._lock = Lock()
+        self._slots = Slots(num_pages)
+        self._index = PageIndex(policy, lambda page_id: self._slots.give((page_id,)))
+        self._holdings: set[Holding] = set()
+        # Filled by finalizers, which may run anywhere, even in a thread inside the lock: hence
+        # not released there but at the next call that counts pages. deque.append is atomic.
+        self._leaked: deque[Holding] = deque()
+        self._counters = Counters()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
+
+    def root(self, op: str, ns_key: bytes) -> CachedPage:
+        """Returns the root of a namespace, made on first use. O(1)."""
+        with self._lock:
+            self._require_open(op)
+            return self._index.root(ns_key)
+
+    def probe(self, root: CachedPage, chain: Chain) -> int:
+        """Returns the number of leading pages of `chain` that are cached; O(that number)."""
+        with self._lock:
+            self._require_open("probe")
+            return len(self._index.match(root, chain, chain.num_pages)[1])
+
+    def acquire(self, root: CachedPage, chain: Chain, num_pages: int) -> tuple[Holding, list[int]]:
+        """Matches at most `num_pages` pages and pins the match; O(matched pages)."""
+        with self._lock:
+            self._require_open("acquire")
+            tail, page_ids = self._index.match(root, chain, num_pages)
+            self._index.pin(tail)
+            holding = Holding([tail], None)
+            self._holdings.add(holding)
+            self._counters.hit_pages += len(page_ids)
+            self._counters.missed_pages += num_pages - len(page_ids)
+            return holding, page_ids
+
+    def reserve(self, n: int) -> tuple[Holding, list[int]]:
+        """Takes `n` slots, evicting where needed; O(n + evictions x log pages), all or nothing."""
+        with self._lock:
+            self._require_open("reserve")
+            self._recover_leaked()
+            num_free, num_evictable = self._slots.num_free, self._index.num_evictable
+            if num_free + num_evictable < n:
+                raise OutOfPages(n, num_free, num_evictable, self._slots.num_pages)
+            for _ in range(n - num_free):
+                self._index.evict()
+                self._counters.evicted_pages += 1
+            page_ids = self._slots.take(n)
+            holding = Holding([], set(page_ids))
+            self._holdings.add(holding)
+            return holding, page_ids
+
+    def publish(
+        self, holding: Holding, chain: Chain, first_page: int, page_ids: Sequence[int]
+    ) -> list[PageState]:
+        """Publishes a writer's slots as pages [first_page, ...) of the chain; O(pages)."""
+        states = []
+        with self._lock:
+            self._require_open("commit")
+            private = holding.private
+            if private is None or holding not in self._holdings:
+                raise StaleHandle("[kvstore.commit] the writer must be open; got a released one")
+            for i, page_id in enumerate(page_ids, first_page):
+                page, state = self._index.publish(chain, i, page_id)
+                if page is not None:
+                    self._keep(holding, page)
+                if state is PageState.PUBLISHED:
+                    private.remove(page_id)
+                states.append(state)
+            self._counters.published_pages += states.count(PageState.PUBLISHED)
+            self._counters.present_pages += states.count(PageState.PRESENT)
+            self._counters.unlinked_pages += states.count(PageState.UNLINKED)
+        return states
+
+    def release(self, holding: Holding) -> None:
+        """Gives up a holding; O(pages left without pins). Later calls do nothing."""
+        with self._lock:
+            self._release(holding)
+
+    def leak(self, holding: Holding) -> None:
+        """Takes over the holding of a garbage-collected handle; safe in finalizers."""
+        self._leaked.append(holding)
+
+    def drop(self, root: CachedPage, chain: Chain | None) -> int:
+        """Drops a namespace, or the subtree at a chain's last full page; O(pages in store)."""
+        with self._lock:
+            self._require_open("drop")
+            top = root
+            if chain is not None:
+                top, page_ids = self._index.match(root, chain, chain.num_pages)
+                if len(page_ids) < chain.num_pages:
+                    return 0
+            num_dropped = self._index.drop(top) if top.attached else 0
+            self._counters.dropped_pages += num_dropped
+            return num_dropped
+
+    def stats(self) -> Stats:
+        """Returns a consistent snapshot; O(pages in store)."""
+        with self._lock:
+            self._require_open("stats")
+            self._recover_leaked()
+            index = self._index
+            num_roots = sum(page.parent is None for page in index.by_hash.values())
+            num_published = len(index.by_hash) - num_roots + len(index.detached)
+            return Stats(
+                num_pages=self._slots.num_pages,
+                free_pages=self._slots.num_free,
+                cached_pages=index.num_evictable,
+                pinned_pages=num_published - index.num_evictable,
+                reserved_pages=sum(len(held.private or ()) for held in self._holdings),
+                open_leases=sum(held.private is None for held in self._holdings),
+                open_writers=sum(held.private is not None for held in self._holdings),
+                mismatched_pages=index.num_mismatched,
+                counters=replace(self._counters),
+            )
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError on any broken invariant; O(pages in store)."""
+        with self._lock:
+            self._require_open("check_integrity")
+            self._recover_leaked()
+            pins = [page for held in self._holdings for page in held.pins]
+            private = [page_id for held in self._holdings for page_id in held.private or ()]
+            check_pages(self._index, self._slots, pins, private)
+
+    def close(self) -> None:
+        """Ends all use; later releases do nothing."""
+        with self._lock:
+            self._closed = True
+            self._holdings.clear()
+
+    def _require_open(self, op: str) -> None:
+        if self._closed:
+            raise StaleHandle(f"[kvstore.{op}] the store must be open; got a closed one")
+
+    def _keep(self, holding: Holding, page: CachedPage) -> None:
+        """Records a new pin; it covers the last one if that is the page's parent."""
+        pins = holding.pins
+        if pins and pins[-1] is page.parent:
+            self._index.unpin(pins.pop())
+        pins.append(page)
+
+    def _release(self, holding: Holding) -> None:
+        if holding not in self._holdings:
+            return
+        self._holdings.remove(holding)
+        self._slots.give(holding.private or ())
+        for page in holding.pins:
+            self._index.unpin(page)
+
+    def _recover_leaked(self) -> None:
+        while self._leaked:
+            self._release(self._leaked.popleft())
+            self._counters.leaked_handles += 1

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One namespace of a store: the calls an engine makes for each request. It holds no state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kt_kvcache.arena import Arena
+from kt_kvcache.chain import Chain, Extra, TokenIds
+from kt_kvcache.errors import StaleHandle, require_int
+from kt_kvcache.lease import Lease
+from kt_kvcache.page import CachedPage
+from kt_kvcache.ram_tier import RamTier
+from kt_kvcache.writer import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What a chain would find now.
+
+    Attributes:
+        num_tokens: tokens in cached full pages from the start of the chain.
+        num_pages: these pages.
+    """
+
+    num_tokens: int
+    num_pages: int
+
+
+class Space:
+    """Pages of one (identity, geometry, tenant); made by ``KVStore.space``. Thread-safe.
+
+    Two spaces with the same key share their pages; spaces with different keys never do.
+    """
+
+    def __init__(
+        self, tier: RamTier, arena: Arena | None, root: CachedPage, page_tokens: int
+    ) -> None:
+        """Binds a namespace's root; callers use ``KVStore.space``."""
+        self._tier = tier
+        self._arena = arena
+        self._root = root
+        self.page_tokens = page_tokens
+
+    @property
+    def ns_key(self) -> bytes:
+        """The 32-byte namespace key, h_0 of its chains."""
+        return self._root.hash
+
+    def chain(self, tokens: TokenIds, extras: Sequence[Extra] = ()) -> Chain:
+        """Hashes a token sequence; see ``Chain``. O(len(tokens)), no lock."""
+        chain = Chain(self.ns_key, self.page_tokens)
+        chain.extend(tokens, extras)
+        return chain
+
+    def probe(self, chain: Chain) -> Hit:
+        """Looks how much of `chain` is cached, without pinning it; O(pages found).
+
+        The answer may be old by the time it is read: to use pages, acquire them.
+        """
+        self._require_usable("probe", chain)
+        num_pages = self._tier.probe(self._root, chain)
+        return Hit(num_pages * self.page_tokens, num_pages)
+
+    def acquire(self, chain: Chain, max_tokens: int | None = None) -> Lease:
+        """Finds and pins the longest cached prefix of full pages; O(pages found).
+
+        Finding is pinning: nothing can evict a page in between. A page counts only if its
+        tokens, extras and parent are those of the chain; a hash alone is not enough.
+
+        Args:
+            chain: of this space.
+            max_tokens: upper limit of the prefix, such as one less than the prompt where the
+                last token must be computed for its logits.
+        """
+        self._require_usable("acquire", chain)
+        num_pages = chain.num_pages
+        if max_tokens is not None:
+            require_int("acquire", "max_tokens", max_tokens, 0)
+            num_pages = min(num_pages, max_tokens // self.page_tokens)
+        holding, page_ids = self._tier.acquire(self._root, chain, num_pages)
+        return Lease(self._tier, self._arena, self._root, holding, page_ids, self.page_tokens)
+
+    def reserve(self, chain: Chain, first_page: int, n: int) -> Writer:
+        """Takes `n` writable pages for positions [first_page, first_page + n) of `chain`.
+
+        The chain may be shorter now and grow before the commit. Where free pages do not
+        suffice, cached ones that nobody holds are evicted. The pages' bytes are undefined.
+        Keep the prefix before `first_page` pinned (by its lease or writer): pages whose parent
+        is gone cannot be published. O(n + evictions x log pages).
+
+        Raises:
+            OutOfPages: not enough pages; nothing has changed.
+        """
+        self._require_usable("reserve", chain)
+        first_page = require_int("reserve", "first_page", first_page, 0)
+        n = require_int("reserve", "n", n, 1)
+        holding, page_ids = self._tier.reserve(n)
+        return Writer(self._tier, self._arena, self._root, holding, page_ids, chain, first_page)
+
+    def drop(self, chain: Chain | None = None) -> int:
+        """Forgets pages; those in use keep their slots until released. O(pages in the store).
+
+        Args:
+            chain: forget its last full page and all below it, if that page is cached; leases
+                and writers stay usable. None: forget the whole namespace and end this space;
+                its leases and writers can then only be released.
+
+        Returns:
+            Number of pages forgotten.
+        """
+        self._require_usable("drop", chain)
+        if chain is not None and not chain.num_pages:
+            raise ValueError(
+                f"[kvstore.drop] chain must have a full page; got {chain.num_tokens} tokens"
+            )
+        return self._tier.drop(self._root, chain)
+
+    def _require_usable(self, op: str, chain: Chain | None) -> None:
+        if not self._root.attached:
+            raise StaleHandle(f"[kvstore.{op}] the space must be alive; got a dropped one")
+        if chain is not None and chain.ns_key != self.ns_key:
+            raise ValueError(
+                f"[kvstore.{op}] chain must come from this space; got one of another namespace"
+            )

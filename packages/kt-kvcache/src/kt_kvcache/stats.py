@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store's counters and the snapshot a caller gets; no exporter."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Events since the store was opened; written under the store's lock.
+
+    Attributes:
+        hit_pages: pages that ``acquire`` found.
+        missed_pages: full pages asked of ``acquire`` and not found.
+        published_pages: pages that entered the index.
+        present_pages: committed pages that were in the index already.
+        unlinked_pages: committed pages whose parent was not cached.
+        evicted_pages: cached pages that gave way to ``reserve``.
+        dropped_pages: pages that ``drop`` took out.
+        leaked_handles: leases and writers that were garbage-collected unreleased.
+    """
+
+    hit_pages: int = 0
+    missed_pages: int = 0
+    published_pages: int = 0
+    present_pages: int = 0
+    unlinked_pages: int = 0
+    evicted_pages: int = 0
+    dropped_pages: int = 0
+    leaked_handles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A consistent snapshot: free + cached + pinned + reserved pages = num_pages.
+
+    Attributes:
+        num_pages: size of the store in pages.
+        free_pages: slots that hold nothing.
+        cached_pages: published pages that nobody holds: all of them can be evicted.
+        pinned_pages: published pages held by a lease or writer, directly or through a page below.
+        reserved_pages: pages private to a writer.
+        open_leases: leases not released yet.
+        open_writers: writers not released yet.
+        mismatched_pages: pages found by hash whose tokens or parent differed (served as misses).
+        counters: events since the store was opened.
+    """
+
+    num_pages: int
+    free_pages: int
+    cached_pages: int
+    pinned_pages: int
+    reserved_pages: int
+    open_leases: int
+    open_writers: int
+    mismatched_pages: int
+    counters: Counters
