@@ -7,30 +7,23 @@
 // block of 32, blocks ascending in one chain), with the same operations in every tile shape: so a
 // row's bits do not depend on its company.
 
-// What a register tile reads and writes: kRows activation rows, kPanels panels from `panel` on.
-template <int kRows>
-struct TileRows {
-  int64_t a[kRows];  // rows of args.a
-  int64_t c[kRows];  // rows of args.c
-};
-
-// sums[m][p] (8 outputs each) of float activations.
+// sums[m][p] (8 outputs each) of float activations: row a_rows[m], panel + p.
 template <class Weights, int kRows, int kPanels>
-inline void multiply_float(const GemmArgs& args, const TileRows<kRows>& rows, int64_t panel,
+inline void multiply_float(const GemmArgs& args, const int64_t (&a_rows)[kRows], int64_t panel,
                            Vec::F (&sums)[kRows][kPanels]) {
   const int k_padded = args.b.k_padded;
   const int64_t panel_bytes = static_cast<int64_t>(k_padded) / kBlock * Weights::kBlockBytes;
   const std::byte* weights = args.b.data + panel * panel_bytes;
   const float* a[kRows];
   for (int m = 0; m < kRows; ++m)
-    a[m] = static_cast<const float*>(args.a.data) + rows.a[m] * k_padded;
+    a[m] = static_cast<const float*>(args.a.data) + a_rows[m] * k_padded;
   for (int k = 0; k < k_padded; k += 2) {
-    Vec::F w[kPanels][2];
-    for (int p = 0; p < kPanels; ++p) Weights::load2(weights + p * panel_bytes, k, w[p]);
     for (int step = 0; step < 2; ++step) {
+      Vec::F w[kPanels];
+      for (int p = 0; p < kPanels; ++p) w[p] = Weights::load(weights + p * panel_bytes, k, step);
       for (int m = 0; m < kRows; ++m) {
         const Vec::F x = Vec::set1(a[m][k + step]);
-        for (int p = 0; p < kPanels; ++p) sums[m][p] = Vec::fma(x, w[p][step], sums[m][p]);
+        for (int p = 0; p < kPanels; ++p) sums[m][p] = Vec::fma(x, w[p], sums[m][p]);
       }
     }
   }
@@ -38,7 +31,7 @@ inline void multiply_float(const GemmArgs& args, const TileRows<kRows>& rows, in
 
 // sums[m][p] of int8 activations: int32 within a block, then one scaled float addition per block.
 template <class Weights, int kRows, int kPanels>
-inline void multiply_int(const GemmArgs& args, const TileRows<kRows>& rows, int64_t panel,
+inline void multiply_int(const GemmArgs& args, const int64_t (&a_rows)[kRows], int64_t panel,
                          Vec::F (&sums)[kRows][kPanels]) {
   const int64_t num_blocks = args.b.k_padded / kBlock;
   const int64_t panel_bytes = num_blocks * Weights::kBlockBytes;
@@ -50,9 +43,9 @@ inline void multiply_int(const GemmArgs& args, const TileRows<kRows>& rows, int6
   const float* a_scales[kRows];
   const int16_t* a_sums[kRows];
   for (int m = 0; m < kRows; ++m) {
-    a[m] = static_cast<const int8_t*>(args.a.data) + rows.a[m] * args.b.k_padded;
-    a_scales[m] = args.a.scales + rows.a[m] * num_blocks;
-    a_sums[m] = args.a.sums + rows.a[m] * num_blocks * 2;
+    a[m] = static_cast<const int8_t*>(args.a.data) + a_rows[m] * args.b.k_padded;
+    a_scales[m] = args.a.scales + a_rows[m] * num_blocks;
+    a_sums[m] = args.a.sums + a_rows[m] * num_blocks * 2;
   }
   int64_t block = 0;
   for (int64_t group = 0; group < num_groups; ++group) {
@@ -89,25 +82,23 @@ inline void multiply_int(const GemmArgs& args, const TileRows<kRows>& rows, int6
 
 template <class Weights, int kRows, int kPanels>
 inline void gemm_tile(const GemmArgs& args, int64_t first_row, int64_t panel) {
-  TileRows<kRows> rows;
-  for (int m = 0; m < kRows; ++m) {
-    rows.c[m] = first_row + m;
-    rows.a[m] = args.row_ids ? args.row_ids[first_row + m] : first_row + m;
-  }
+  int64_t a_rows[kRows];
+  for (int m = 0; m < kRows; ++m)
+    a_rows[m] = args.row_ids ? args.row_ids[first_row + m] : first_row + m;
   Vec::F sums[kRows][kPanels];
   for (int m = 0; m < kRows; ++m)
     for (int p = 0; p < kPanels; ++p) sums[m][p] = Vec::zero();
   if constexpr (Weights::kInteger)
-    multiply_int<Weights, kRows, kPanels>(args, rows, panel, sums);
+    multiply_int<Weights, kRows, kPanels>(args, a_rows, panel, sums);
   else
-    multiply_float<Weights, kRows, kPanels>(args, rows, panel, sums);
+    multiply_float<Weights, kRows, kPanels>(args, a_rows, panel, sums);
 
   for (int p = 0; p < kPanels; ++p) {
     const int64_t column = (panel + p) * kPanelRows;
     const int64_t left = args.b.n - column;
     const int width = left < kPanelRows ? static_cast<int>(left) : kPanelRows;
     for (int m = 0; m < kRows; ++m) {
-      float* c = args.c + rows.c[m] * args.c_stride + column;
+      float* c = args.c + (first_row + m) * args.c_stride + column;
       Vec::F value = sums[m][p];
       if (args.bias) value = Vec::add(value, Vec::load_n(args.bias + column, width));
       if (args.accumulate) value = Vec::add(Vec::load_n(c, width), value);
