@@ -176,25 +176,50 @@ def test_settings_of_transformers_4_mean_the_same(name: str, tmp_path: Path) -> 
     assert (got - want).abs().max() < TOLERANCE
 
 
-# RMS rounding error of one matrix product over its result's RMS: weights and activations, both
-# relative to independent normally distributed values (bf16: half an ulp, uniform; integers: one
-# step of absmax / limit per 32, absmax of 32 normal values being 2.1 sigma on average).
-STEP = {"bf16": 2**-8 / 1.5, "int8": 2.1 / 127, "int4": 2.1 / 7}
-UNIFORM = 12**-0.5
+# Relative RMS error that rounding adds to one matrix product of normally distributed numbers, by
+# format: bf16 errors are uniform within one ulp, 2**-7 of the power of two below the value (1.5 of
+# it on average); integer errors within one step, absmax / limit, and absmax of 32 normal numbers is
+# 2.1 sigma on average. Uniform within a step: step / sqrt(12).
+ROUNDING = {
+    "float32": 0.0,
+    "bf16": 2**-7 / 1.5 / 12**0.5,
+    "int8": 2.1 / 127 / 12**0.5,
+    "int4": 2.1 / 7 / 12**0.5,
+}
+
+
+def predicted_error(model: CausalLM, experts: str, others: str) -> float:
+    """Errors of independent products add in squares. Each layer has three in a row in attention
+    (q·k aside, its v and o) and three in the MLP; the head comes last. Weights and activations
+    are both rounded; activations of int4 weights to int8."""
+    per_layer = 3 * ROUNDING[experts] ** 2 + 3 * ROUNDING[others] ** 2
+    activations = 6 * ROUNDING[others] ** 2
+    head = 2 * ROUNDING[others] ** 2
+    return (model.shape.num_layers * (per_layer + activations) + head) ** 0.5
 
 
 @pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("weight_format", ["bf16", "int8", "int4"])
-def test_rounded_weights_cost_what_their_format_explains(name: str, weight_format: str) -> None:
-    """Errors of independent products add in squares: three products follow one another in each of
-    the two residual steps of a layer, and a head comes last. Twice that allows for tokens whose
-    rounded router input chooses another expert."""
+@pytest.mark.parametrize(
+    ("weight_format", "others"), [("bf16", "bf16"), ("int8", "int8"), ("int4", "int8")]
+)
+def test_rounded_weights_cost_what_their_format_explains(
+    name: str, weight_format: str, others: str
+) -> None:
+    """Of the median token: a rounded input of a router may choose another expert for some."""
     ids, want = prompt_and_logits(name)
-    model, ops = loaded(name, "kt", weight_format), ops_of("kt")
-    dtype = torch.bfloat16
-    pages = PagedSequences(model.shape, 1, NUM_TOKENS, dtype=dtype)
-    got = model.forward(ops, pages.batch([0], [ids]), pages.kv)
-    error = float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
-    products = 6 * model.shape.num_layers + 1
-    assert error < 2 * STEP[weight_format] * UNIFORM * (2 * products) ** 0.5
-    assert error > 1e-4  # really rounded
+    got = {}
+    for backend in ("kt", "torch"):
+        model = loaded(name, backend, weight_format)
+        pages = PagedSequences(model.shape, 1, NUM_TOKENS, dtype=torch.bfloat16)
+        got[backend] = model.forward(ops_of(backend), pages.batch([0], [ids]), pages.kv)
+    predicted = predicted_error(loaded(name, "kt"), weight_format, others)
+    # Norms and softmax may amplify what the products add, or the residual stream drown it.
+    assert predicted / 6 < median_error(got["kt"], want) < 3 * predicted
+    # Both backends round the same numbers the same way, but for a few on the edge.
+    assert median_error(got["kt"], got["torch"]) < predicted / 2
+
+
+def median_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """RMS error of a row over the row's RMS, the median of rows."""
+    errors = (got - want).square().mean(-1) / want.square().mean(-1)
+    return float(errors.sqrt().median())
