@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kt_runtime.core import SamplingParams
 
 # The first guess at how many candidates hold top_p of the mass. Language models rarely need more;
-# when the guess is too small it is quadrupled, so a flat distribution costs at most a few more
+# when the guess is too small it grows sixteenfold, so a flat distribution costs at most a few more
 # passes.
 _FIRST_CANDIDATES = 256
 
@@ -104,7 +104,7 @@ def _top_p(weights: Floats, ids: Ids | None, top_p: float) -> Ids:
         length = _prefix(weights[ids], mass)
         if length <= size:
             return ids[:length]
-        size *= 4
+        size *= 16
     ids = np.argsort(-weights, kind="stable")
     return ids[: _prefix(weights[ids], mass)]
 

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sampler against plain definitions: which tokens may be drawn, how often, and from which numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kt_runtime.core import SamplingParams
+from kt_runtime.exec.sampler import NonFiniteLogitsError, candidates, sample, uniform
+
+
+def logits_of(probabilities) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(probabilities, np.float64)).astype(np.float32)
+
+
+def kept_by_definition(logits: np.ndarray, sampling: SamplingParams) -> set[int]:
+    """temperature → top-k → top-p → min-p by sorting everything."""
+    weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature))
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+    kept_mass = weights.sum(dtype=np.float64)
+    if 0 < sampling.top_k < len(weights):
+        order = order[: sampling.top_k]
+        kept_mass = weights[order].sum(dtype=np.float64)
+    if sampling.top_p < 1:
+        total, length = 0.0, 0
+        while length < len(order) and total < sampling.top_p * kept_mass:
+            total += float(weights[order[length]])
+            length += 1
+        order = order[:length]
+    return {i for i in order if weights[i] >= np.float32(sampling.min_p)}
+
+
+def chi_square(draws: list[int], probabilities: np.ndarray) -> float:
+    expected = probabilities * len(draws)
+    observed = np.bincount(draws, minlength=len(probabilities))
+    return float(((observed - expected) ** 2 / expected).sum())
+
+
+def test_greedy_takes_the_best_and_the_lower_id_on_ties():
+    logits = np.array([0, 3, 1, 3], np.float32)
+    assert sample(logits, SamplingParams(temperature=0), 1, 0) == 1
+    assert sample(logits, SamplingParams(top_k=1), 1, 0) == 1
+    assert sample(logits, SamplingParams(temperature=1e-60), 1, 0) in (1, 3)
+
+
+def test_each_truncation_keeps_exactly_its_set():
+    logits = logits_of([0.05, 0.4, 0.3, 0.15, 0.1])
+
+    def kept(**settings) -> list[int]:
+        return sorted(candidates(logits, SamplingParams(**settings))[0].tolist())
+
+    assert kept() == [0, 1, 2, 3, 4]
+    assert kept(top_k=2) == [1, 2]
+    assert kept(top_p=0.39) == [1]
+    assert kept(top_p=0.69) == [1, 2]
+    assert kept(top_p=0.71) == [1, 2, 3]
+    assert kept(min_p=0.3) == [1, 2, 3]
+    assert kept(min_p=0.9) == [1]
+
+
+def test_top_p_counts_what_top_k_left_and_after_the_temperature():
+    logits = logits_of([0.4, 0.3, 0.2, 0.1])
+    # Of the two kept by top_k, the first holds 4/7 of the mass.
+    assert candidates(logits, SamplingParams(top_k=2, top_p=0.56))[0].tolist() == [0]
+    assert candidates(logits, SamplingParams(top_k=2, top_p=0.58))[0].tolist() == [0, 1]
+    # Temperature 0.5 squares the probabilities: 16 : 9 : 4 : 1.
+    assert candidates(logits, SamplingParams(temperature=0.5, top_p=0.53))[0].tolist() == [0]
+    assert candidates(logits, SamplingParams(top_p=0.53))[0].tolist() == [0, 1]
+
+
+def test_ties_at_the_edge_go_to_the_lower_ids():
+    logits = np.zeros(10, np.float32)
+    assert candidates(logits, SamplingParams(top_k=3))[0].tolist() == [0, 1, 2]
+    assert candidates(logits, SamplingParams(top_p=0.3))[0].tolist() == [0, 1, 2]
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.sampled_from([2, 31, 700, 5000]),
+    # Coarse logits tie often; wide ones make small candidate sets, flat ones large sets.
+    steps=st.sampled_from([3, 10_000]),
+    spread=st.sampled_from([0.1, 2.0, 8.0]),
+    temperature=st.sampled_from([0.3, 1.0, 4.0]),
+    top_k=st.sampled_from([0, 1, 5, 400]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.413, 0.01]),
+    min_p=st.sampled_from([0.0, 0.02, 0.5]),
+)
+def test_candidates_are_those_of_a_full_sort(
+    seed, size, steps, spread, temperature, top_k, top_p, min_p
+):
+    rng = np.random.default_rng(seed)
+    logits = (rng.integers(0, steps, size) / steps * spread).astype(np.float32)
+    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    ids, weights = candidates(logits, sampling)
+    assert len(set(ids.tolist())) == len(ids) == len(weights)
+    assert set(ids.tolist()) == kept_by_definition(logits, sampling)
+    expected = np.exp((logits[ids] - logits.max()) / temperature)
+    np.testing.assert_allclose(weights, expected, rtol=1e-4)
+
+
+def test_drawn_frequencies_follow_the_probabilities():
+    probabilities = np.array([0.5, 0.2, 0.15, 0.1, 0.05])
+    logits = logits_of(probabilities)
+    draws = [sample(logits, SamplingParams(), 5, index) for index in range(4000)]
+    assert chi_square(draws, probabilities) < 13.28  # 99th percentile with 4 degrees of freedom
+    draws = [sample(logits, SamplingParams(top_k=2), seed, 0) for seed in range(4000)]
+    assert set(draws) == {0, 1}
+    assert chi_square(draws, np.array([5, 2]) / 7) < 6.63  # 99th percentile with 1
+
+
+def test_forbidden_tokens_are_never_drawn():
+    logits = logits_of([0, 0.5, 0, 0.5, 0])
+    assert {sample(logits, SamplingParams(), 3, i) for i in range(200)} == {1, 3}
+
+
+def test_random_numbers_are_uniform_and_depend_on_seed_and_index_alone():
+    numbers = [uniform(seed, index) for seed in range(50) for index in range(40)]
+    assert len(set(numbers)) == len(numbers)
+    distance = np.abs(np.sort(numbers) - (np.arange(2000) + 0.5) / 2000).max()
+    assert distance < 1.63 / 2000**0.5  # Kolmogorov-Smirnov at 1 %
+    assert uniform(123, 45) == uniform(123, 45)
+    assert uniform(-1, 0) == uniform(2**64 - 1, 0)
+    assert 0 <= min(numbers) <= max(numbers) < 1
+
+
+def test_the_largest_random_number_draws_the_last_possible_token(monkeypatch):
+    monkeypatch.setattr("kt_runtime.exec.sampler.uniform", lambda seed, index: 1 - 2.0**-52)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        logits = np.append(rng.normal(size=101).astype(np.float32), -np.inf).astype(np.float32)
+        assert sample(logits, SamplingParams(), 0, 0) == 100
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_logits_are_an_error(bad, temperature):
+    logits = np.array([0, bad, 1], np.float32)
+    with pytest.raises(NonFiniteLogitsError, match=r"\[sampler\] logits must be finite"):
+        sample(logits, SamplingParams(temperature=temperature), 0, 0)
+
+
+def test_logits_that_forbid_everything_are_an_error():
+    with pytest.raises(NonFiniteLogitsError):
+        sample(np.full(3, -np.inf, np.float32), SamplingParams(), 0, 0)
+
+
+def test_the_row_is_not_modified():
+    logits = np.arange(300, dtype=np.float32)
+    sample(logits, SamplingParams(top_k=5, top_p=0.5, min_p=0.1), 0, 0)
+    np.testing.assert_array_equal(logits, np.arange(300))
