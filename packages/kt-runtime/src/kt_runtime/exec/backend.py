@@ -44,7 +44,7 @@ def open_backend(config: EngineConfig) -> Backend:
 
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        return Backend(TorchOps(), None, lambda: "torch", dict)
+        return Backend(TorchOps(group_size=config.group_size), None, lambda: "torch", dict)
 
     from kt_kernel import Graph, ThreadPool, isa
     from kt_runtime.ops.kt_ops import KtOps
