@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page pool on the real prefix store: what is reused, what comes back, what may not be shared."""
+"""The page pool on the real prefix store: what is reused, what comes back, what may not be
+shared."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sampler against plain definitions: which tokens may be drawn, how often, and from which numbers."""
+"""The sampler against plain definitions: which tokens may be drawn, how often, and from which
+numbers."""
 
 from __future__ import annotations
 

@@ -118,5 +118,4 @@ class CpuGraphRunner:
             cu_seqlens_q=buffers.cu_seqlens_q[: bucket + 1],
             logits_rows=None,
         )
-        with torch.inference_mode():
-            return _Recorded(graph, self._model.forward(ops, inputs, self._kv))
+        return _Recorded(graph, self._model.forward(ops, inputs, self._kv))

@@ -42,12 +42,13 @@ class Runner:
         """
         self.steps += 1
         num_rows, num_seqs = len(batch.input_ids), len(batch.seq_lens)
-        if self._graphs is not None and num_rows == num_seqs and self._graphs.can_run(num_rows):
+        graphs = self._graphs
+        with torch.inference_mode():
+            if graphs is None or num_rows != num_seqs or not graphs.can_run(num_rows):
+                return self._model.forward(self._ops, batch, self._kv)
             self.graph_steps += 1
-            logits = self._graphs.run(batch)
+            logits = graphs.run(batch)
             wanted = batch.logits_rows
             if wanted is None or len(wanted) == num_rows:
                 return logits
             return logits[wanted.long()]
-        with torch.inference_mode():
-            return self._model.forward(self._ops, batch, self._kv)
