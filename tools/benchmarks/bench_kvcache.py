@@ -2,6 +2,7 @@
 """kt-kvcache: hashing a prompt, finding and pinning it, and the life of a writer; no page bytes."""
 
 import numpy as np
+
 from kt_kvcache import Geometry, Group, Identity, KVStore, StoreConfig
 
 PAGE_TOKENS = 64

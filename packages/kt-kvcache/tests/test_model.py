@@ -32,6 +32,9 @@ from kt_kvcache import (
     Writer,
 )
 
+# A passing run takes seconds; after a failure Hypothesis may shrink it for five minutes.
+pytestmark = pytest.mark.timeout(600)
+
 NUM_PAGES, NUM_LAYERS, PAGE_BYTES, PAGE_TOKENS = 9, 2, 8, 2
 POISON = np.full(PAGE_BYTES, 0xEE, np.uint8)
 IDENTITY = Identity(weights="w", kv_format="uint8")
