@@ -57,13 +57,19 @@ inline bool locate_keys(const AttentionArgs& args, const QueryRow& row, int kv_h
   return true;
 }
 
-template <class E>
-inline float dot(const float* q, const typename E::T* k, int n) {
-  Vec::F sum = Vec::zero();
-  for_each_vector(n, [&](int i, auto lanes) {
-    sum = Vec::fma(load_lanes<Element<DType::f32>>(q + i, lanes), load_lanes<E>(k + i, lanes), sum);
+// scores[j] = scale * dot(q, key j) for kKeys keys at once: independent sums hide the latency of
+// fma. A key's sum has the same order whatever kKeys is.
+template <class E, int kKeys>
+inline void score_keys(const float* q, const typename E::T* k, const int64_t* offsets, int head_dim,
+                       float scale, float* scores) {
+  Vec::F sum[kKeys];
+  for (int j = 0; j < kKeys; ++j) sum[j] = Vec::zero();
+  for_each_vector(head_dim, [&](int i, auto lanes) {
+    const Vec::F x = load_lanes<Element<DType::f32>>(q + i, lanes);
+    for (int j = 0; j < kKeys; ++j)
+      sum[j] = Vec::fma(x, load_lanes<E>(k + offsets[j] + i, lanes), sum[j]);
   });
-  return Vec::reduce_add(sum);
+  for (int j = 0; j < kKeys; ++j) scores[j] = Vec::reduce_add(sum[j]) * scale;
 }
 
 // Turns the scores of a block into exp(score - new top) in place; returns the factor that rescales
@@ -135,9 +141,15 @@ inline bool attend(const AttentionArgs& args, const QueryRow& row, int kv_head, 
     const int64_t left = row.position + 1 - first;
     const int count = left < kKeyBlock ? static_cast<int>(left) : kKeyBlock;
     if (!locate_keys(args, row, kv_head, first, count, offsets)) return false;
-    for (int j = 0; j < count; ++j)
-      for (int g = 0; g < heads; ++g)
-        scores[g][j] = dot<E>(q + g * head_dim, k_cache + offsets[j], head_dim) * args.scale;
+    for (int g = 0; g < heads; ++g) {
+      constexpr int kKeys = 4;
+      const float* head = q + g * head_dim;
+      int j = 0;
+      for (; j + kKeys <= count; j += kKeys)
+        score_keys<E, kKeys>(head, k_cache, offsets + j, head_dim, args.scale, scores[g] + j);
+      for (; j < count; ++j)
+        score_keys<E, 1>(head, k_cache, offsets + j, head_dim, args.scale, scores[g] + j);
+    }
     for (int g = 0; g < heads; ++g) {
       for (int j = count; j < kKeyBlock; ++j)
         scores[g][j] = -std::numeric_limits<float>::infinity();  // weight exactly 0
