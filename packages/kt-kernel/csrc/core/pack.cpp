@@ -3,7 +3,7 @@
 // kt/formats.h; every format is a row of 32-bit words there, so a row is encoded into words first
 // and the words interleaved by 8 after.
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -12,6 +12,8 @@
 
 namespace kt {
 namespace {
+
+constexpr uint16_t kNan = 0x7fc0;  // of bf16
 
 void load_row(const void* weight, DType dtype, int64_t row, int k, float* out) {
   const int64_t at = row * k;
@@ -32,24 +34,27 @@ void load_row(const void* weight, DType dtype, int64_t row, int k, float* out) {
 
 // Symmetric quantisation of one group to [-limit, limit]. Returns the scale as bf16, the very value
 // q was computed with. A non-finite weight makes the scale NaN: its outputs must not look healthy.
+// Both loops are written so that the compiler can vectorise them: magnitudes compare as integers,
+// and adding 1.5 * 2^23 rounds to nearest even.
 uint16_t quantize_group(const float* x, int count, int limit, int8_t* q) {
-  float absmax = 0.0f;
-  bool finite = true;
-  for (int i = 0; i < count; ++i) {
-    const float magnitude = std::fabs(x[i]);
-    finite &= magnitude <= std::numeric_limits<float>::max();
-    absmax = std::max(absmax, magnitude);
-  }
-  const uint16_t scale = finite ? float_to_bf16(absmax / static_cast<float>(limit)) : 0x7fc0;
+  uint32_t top = 0;
+  for (int i = 0; i < count; ++i) top = std::max(top, bits_of(x[i]) & 0x7fffffff);
+  const float absmax = float_from_bits(top);
+  const bool finite = top < bits_of(std::numeric_limits<float>::infinity());
+  const float bound = static_cast<float>(limit);
+  const uint16_t scale = finite ? float_to_bf16(absmax / bound) : kNan;
   const float inverse = 1.0f / bf16_to_float(scale);
-  if (!(inverse <= std::numeric_limits<float>::max())) {  // all zero, too small to divide by, NaN
+  if (!finite || inverse > std::numeric_limits<float>::max()) {  // too small to divide by: zeros
     std::fill(q, q + count, int8_t{0});
     return finite ? 0 : scale;
   }
-  const float bound =
-      static_cast<float>(limit);  // a scale rounded down can push |x| / scale past it
-  for (int i = 0; i < count; ++i)
-    q[i] = static_cast<int8_t>(std::nearbyint(std::clamp(x[i] * inverse, -bound, bound)));
+  constexpr float kMagic = 12582912.0f;
+  for (int i = 0; i < count; ++i) {
+    float v = x[i] * inverse;
+    v = v > bound ? bound : v;  // a scale rounded down can push |x| / scale past the limit
+    v = v < -bound ? -bound : v;
+    q[i] = static_cast<int8_t>(static_cast<int32_t>((v + kMagic) - kMagic));
+  }
   return scale;
 }
 
@@ -79,25 +84,22 @@ class RowEncoder {
         break;
       case Format::int8:
         quantize(127, scales);
-        for (int i = 0; i < num_words(); ++i)
-          for (int b = 0; b < 4; ++b) put_byte(i, b, static_cast<uint8_t>(q_[4 * i + b]));
+        std::memcpy(words_.data(), q_.data(), q_.size());
         break;
-      case Format::int4:
+      case Format::int4: {
         quantize(7, scales);
-        for (int i = 0; i < num_words(); ++i) {
-          const int8_t* low = &q_[i / 4 * kBlock + i % 4 * 4];  // word = 4 * block + j
-          for (int b = 0; b < 4; ++b)
-            put_byte(i, b, static_cast<uint8_t>((low[b] + 8) | (low[b + 16] + 8) << 4));
-        }
+        auto* const bytes = reinterpret_cast<uint8_t*>(words_.data());
+        for (int block = 0; block < matrix_.k_padded; block += kBlock)
+          for (int i = 0; i < kBlock / 2; ++i)  // byte 4 * j + b of the block: element i, i + 16
+            bytes[block / 2 + i] =
+                static_cast<uint8_t>((q_[block + i] + 8) | (q_[block + 16 + i] + 8) << 4);
         break;
+      }
     }
     return words_.data();
   }
 
  private:
-  void put_byte(int word, int byte, uint32_t value) {
-    words_[word] = (byte ? words_[word] : 0) | value << (8 * byte);
-  }
   void quantize(int limit, uint16_t* scales) {
     const int group_size = matrix_.group_size;
     std::fill(q_.begin(), q_.end(), int8_t{0});
