@@ -78,7 +78,7 @@ class Engine:
         self._inbox = threading.Condition()
         self._live: dict[str, Sequence] = {}
         self._arrivals: list[Sequence] = []
-        self._aborts: dict[str, None] = {}
+        self._aborts: dict[str, FinishReason] = {}
         self._closed: str | None = None
         self._loop: EngineLoop | None = None
 
@@ -133,14 +133,18 @@ class Engine:
             self._arrivals.append(sequence)
             self._inbox.notify_all()
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request with the next step, which frees its pages. Thread-safe, idempotent.
 
         An id that is not in flight is ignored: it may have ended a moment ago.
+
+        Args:
+            request_id: which one.
+            reason: what its last event says; "stop" where a stop string ended its text.
         """
         with self._inbox:
             if request_id in self._live:
-                self._aborts[request_id] = None
+                self._aborts.setdefault(request_id, reason)
                 self._inbox.notify_all()
 
     @property
@@ -231,7 +235,8 @@ class Engine:
         """End all requests ("abort") and the thread. Idempotent; later adds are refused."""
         with self._inbox:
             self._closed = self._closed or reason
-            self._aborts.update(dict.fromkeys(self._live))
+            for request_id in self._live:
+                self._aborts.setdefault(request_id, "abort")
             self._inbox.notify_all()
             loop = self._loop
         if loop is not None:
@@ -244,6 +249,11 @@ class Engine:
     def closed(self) -> bool:
         """Whether `close` was called or the thread died."""
         return self._closed is not None
+
+    @property
+    def closed_reason(self) -> str | None:
+        """Why no more requests are taken: the reason given to `close`, or how the thread died."""
+        return self._closed
 
     def __enter__(self) -> Engine:
         return self
@@ -286,9 +296,9 @@ class Engine:
             arrivals, self._arrivals = self._arrivals, []
             for sequence in arrivals:
                 self._scheduler.add(sequence)
-            aborted = [self._live[i] for i in self._aborts if i in self._live]
-            self._aborts.clear()
-        return [self._finish(sequence, "abort") for sequence in aborted]
+            aborts, self._aborts = self._aborts, {}
+            aborted = [(self._live[i], reason) for i, reason in aborts.items() if i in self._live]
+        return [self._finish(sequence, reason) for sequence, reason in aborted]
 
     def _compute(self, step: list[ScheduledSequence]) -> list[TokenEvent]:
         for sequence, _ in step:

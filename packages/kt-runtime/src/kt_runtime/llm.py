@@ -202,7 +202,7 @@ class LLM:
                     answer = running[event.request_id]
                     answer.take(event)
                     if answer.stopped_by_text and event.finish_reason is None:
-                        self.engine.abort(event.request_id)
+                        self.engine.abort(event.request_id, reason="stop")
         finally:
             for request_id in running:  # an exception or Ctrl-C leaves nothing running
                 self.engine.abort(request_id)
