@@ -81,11 +81,12 @@ namespace {
 // call has run.
 class Ticket {
  public:
-  Ticket(std::shared_ptr<Flight> flight, nb::object moe, std::vector<nb::ndarray<nb::ro>> arrays)
+  Ticket(std::shared_ptr<Flight> flight, std::shared_ptr<MoeHandle> moe,
+         std::vector<nb::ndarray<nb::ro>> arrays)
       : flight_(std::move(flight)), moe_(std::move(moe)), arrays_(std::move(arrays)) {}
   Ticket(Ticket&&) = default;
   ~Ticket() {
-    if (!flight_ || !moe_.is_valid()) return;  // moved from, or waited for
+    if (!flight_ || !moe_) return;  // moved from, or waited for
     const nb::gil_scoped_release release;
     flight_->finish();  // an error has nobody left to go to
   }
@@ -103,7 +104,7 @@ class Ticket {
 
  private:
   std::shared_ptr<Flight> flight_;
-  nb::object moe_;
+  std::shared_ptr<MoeHandle> moe_;
   std::vector<nb::ndarray<nb::ro>> arrays_;
 };
 
@@ -116,18 +117,17 @@ void forward(MoeHandle& self, nb::handle hidden, const std::string& hidden_dtype
   self.pool().run(moe_op(self.moe(), arrays.call(), nullptr).run);
 }
 
-Ticket submit(nb::object self_object, nb::handle hidden, const std::string& hidden_dtype,
+Ticket submit(std::shared_ptr<MoeHandle> self, nb::handle hidden, const std::string& hidden_dtype,
               nb::handle topk_ids, nb::handle topk_weights, nb::handle out,
               const std::string& out_dtype, bool accumulate) {
-  MoeHandle& self = nb::cast<MoeHandle&>(self_object);
-  const MoeArrays arrays("moe.submit", self.moe(), hidden, hidden_dtype, topk_ids, topk_weights,
+  const MoeArrays arrays("moe.submit", self->moe(), hidden, hidden_dtype, topk_ids, topk_weights,
                          out, out_dtype, accumulate);
   std::shared_ptr<Flight> flight;
   {
     const nb::gil_scoped_release release;
-    flight = self.submit(arrays.call());
+    flight = self->submit(arrays.call());
   }
-  return Ticket(std::move(flight), std::move(self_object), arrays.references());
+  return Ticket(std::move(flight), std::move(self), arrays.references());
 }
 
 void set_resident(MoeHandle& self, nb::handle mask) {
@@ -148,12 +148,12 @@ void bind_moe(nb::module_& m) {
   nb::class_<MoeHandle>(m, "MoE")
       .def(nb::init<std::shared_ptr<Experts>, int, int, std::shared_ptr<ThreadPool>>(), "experts"_a,
            "top_k"_a, "max_tokens"_a, "pool"_a)
-      .def("forward", &forward, "hidden"_a, "hidden_dtype"_a, "topk_ids"_a, "topk_weights"_a,
-           "out"_a, "out_dtype"_a, "accumulate"_a)
-      .def("submit", &submit, "hidden"_a, "hidden_dtype"_a, "topk_ids"_a, "topk_weights"_a, "out"_a,
-           "out_dtype"_a, "accumulate"_a,
+      .def("forward", &forward, "hidden"_a.none(), "hidden_dtype"_a, "topk_ids"_a.none(),
+           "topk_weights"_a.none(), "out"_a.none(), "out_dtype"_a, "accumulate"_a)
+      .def("submit", &submit, "hidden"_a.none(), "hidden_dtype"_a, "topk_ids"_a.none(),
+           "topk_weights"_a.none(), "out"_a.none(), "out_dtype"_a, "accumulate"_a,
            "Queue the call. Blocks while two calls of this MoE are in flight.")
-      .def("set_resident", &set_resident, "mask"_a,
+      .def("set_resident", &set_resident, "mask"_a.none(),
            "Skip the experts whose byte of mask (num_experts,) is not 0, from the next call on.")
       .def_prop_ro("top_k", [](MoeHandle& self) { return self.moe().top_k(); })
       .def_prop_ro("max_tokens", [](MoeHandle& self) { return self.moe().max_tokens(); });

@@ -31,7 +31,7 @@ class StreamHandle {
 
   // build(stream) records or runs one op; running releases the GIL.
   template <class Build>
-  void submit(Build build, const References& arrays, nb::object weights = {}) {
+  void submit(Build build, const References& arrays, std::shared_ptr<const void> weights = {}) {
     if (records_) {
       arrays_.insert(arrays_.end(), arrays.begin(), arrays.end());
       weights_.push_back(std::move(weights));
@@ -51,7 +51,7 @@ class StreamHandle {
   std::unique_ptr<Stream> stream_;  // of pool_, so destroyed before it
   bool records_ = false;
   References arrays_;
-  std::vector<nb::object> weights_;
+  std::vector<std::shared_ptr<const void>> weights_;
 };
 
 class GraphHandle : public StreamHandle {
@@ -107,10 +107,10 @@ void rms_norm_op(StreamHandle& self, nb::handle x, nb::handle weight, float eps,
               {in.reference(), w.reference(), o.reference()});
 }
 
-void linear_op(StreamHandle& self, nb::handle x, nb::object weight, nb::handle out,
+void linear_op(StreamHandle& self, nb::handle x, std::shared_ptr<Linear> weight, nb::handle out,
                bool accumulate) {
   const char* op = "linear";
-  const Linear& linear_weight = nb::cast<const Linear&>(weight);
+  const Linear& linear_weight = *weight;
   const Array in(op, "x", x, Element::float32, {"num_tokens", linear_weight.matrix().k});
   const Array o(op, "out", out, Element::float32, {in.dim(0), linear_weight.matrix().n},
                 Access::write);
@@ -267,16 +267,16 @@ void route_op(StreamHandle& self, nb::handle logits, nb::handle topk_ids, nb::ha
                b ? b->reference() : nb::ndarray<nb::ro>()});
 }
 
-void moe_op_method(StreamHandle& self, nb::object moe_object, nb::handle hidden,
+void moe_op_method(StreamHandle& self, std::shared_ptr<MoeHandle> moe_handle, nb::handle hidden,
                    const std::string& hidden_dtype, nb::handle topk_ids, nb::handle topk_weights,
                    nb::handle out, const std::string& out_dtype, bool accumulate) {
-  MoeHandle& handle = nb::cast<MoeHandle&>(moe_object);
+  MoeHandle& handle = *moe_handle;
   KT_CHECK("moe", &handle.pool() == &self.pool(),
            "moe must belong to the stream's pool; got another pool");
   const MoeArrays arrays("moe", handle.moe(), hidden, hidden_dtype, topk_ids, topk_weights, out,
                          out_dtype, accumulate);
   self.submit([&](Stream& stream) { moe(stream, handle.moe(), arrays.call()); },
-              arrays.references(), std::move(moe_object));
+              arrays.references(), std::move(moe_handle));
 }
 
 }  // namespace
@@ -284,22 +284,24 @@ void moe_op_method(StreamHandle& self, nb::object moe_object, nb::handle hidden,
 void bind_stream(nb::module_& m) {
   nb::class_<StreamHandle>(m, "Stream", "Runs each op at once; the call returns when it is done.")
       .def(nb::init<std::shared_ptr<ThreadPool>>(), "pool"_a)
-      .def("embedding", &embedding_op, "ids"_a, "weight"_a, "dtype"_a, "out"_a)
-      .def("rms_norm", &rms_norm_op, "x"_a, "weight"_a, "eps"_a, "out"_a,
+      .def("embedding", &embedding_op, "ids"_a.none(), "weight"_a.none(), "dtype"_a, "out"_a.none())
+      .def("rms_norm", &rms_norm_op, "x"_a.none(), "weight"_a.none(), "eps"_a, "out"_a.none(),
            "x (num_tokens, hidden_size) or (num_tokens, num_heads, head_dim); out may be x.")
-      .def("linear", &linear_op, "x"_a, "linear"_a, "out"_a, "accumulate"_a = false)
-      .def("rope_write_kv", &rope_write_kv_op, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a, "positions"_a,
-           "slot_mapping"_a, "k_cache"_a, "v_cache"_a, "kv_dtype"_a,
+      .def("linear", &linear_op, "x"_a.none(), "linear"_a, "out"_a.none(), "accumulate"_a = false)
+      .def("rope_write_kv", &rope_write_kv_op, "q"_a.none(), "k"_a.none(), "v"_a.none(),
+           "cos"_a.none(), "sin"_a.none(), "positions"_a.none(), "slot_mapping"_a.none(),
+           "k_cache"_a.none(), "v_cache"_a.none(), "kv_dtype"_a,
            "Rotate q in place; write rotated k and v to their cache slots (negative: nowhere).")
-      .def("attention", &attention_op, "q"_a, "k_cache"_a, "v_cache"_a, "kv_dtype"_a,
-           "block_table"_a, "seq_lens"_a, "cu_seqlens_q"_a, "scale"_a, "out"_a)
-      .def("swiglu", &swiglu_op, "gate"_a, "up"_a, "out"_a)
-      .def("add", &add_op, "x"_a, "y"_a, "out"_a)
-      .def("route", &route_op, "logits"_a, "topk_ids"_a, "topk_weights"_a, "score"_a,
-           "bias"_a.none(), "num_groups"_a, "topk_groups"_a, "normalize"_a, "scale"_a,
+      .def("attention", &attention_op, "q"_a.none(), "k_cache"_a.none(), "v_cache"_a.none(),
+           "kv_dtype"_a, "block_table"_a.none(), "seq_lens"_a.none(), "cu_seqlens_q"_a.none(),
+           "scale"_a, "out"_a.none())
+      .def("swiglu", &swiglu_op, "gate"_a.none(), "up"_a.none(), "out"_a.none())
+      .def("add", &add_op, "x"_a.none(), "y"_a.none(), "out"_a.none())
+      .def("route", &route_op, "logits"_a.none(), "topk_ids"_a.none(), "topk_weights"_a.none(),
+           "score"_a, "bias"_a.none(), "num_groups"_a, "topk_groups"_a, "normalize"_a, "scale"_a,
            "Padding rows get ids -1 and weights 0.")
-      .def("moe", &moe_op_method, "moe"_a, "hidden"_a, "hidden_dtype"_a, "topk_ids"_a,
-           "topk_weights"_a, "out"_a, "out_dtype"_a, "accumulate"_a);
+      .def("moe", &moe_op_method, "moe"_a, "hidden"_a.none(), "hidden_dtype"_a, "topk_ids"_a.none(),
+           "topk_weights"_a.none(), "out"_a.none(), "out_dtype"_a, "accumulate"_a);
 
   nb::class_<GraphHandle, StreamHandle>(
       m, "Graph",

@@ -56,7 +56,7 @@ void put(Experts& self, int expert, const std::string& projection_name, nb::hand
 
 void bind_weights(nb::module_& m) {
   nb::class_<Linear>(m, "Linear")
-      .def("__init__", &construct_linear, "weight"_a, "dtype"_a, "format"_a, "group_size"_a,
+      .def("__init__", &construct_linear, "weight"_a.none(), "dtype"_a, "format"_a, "group_size"_a,
            "bias"_a.none() = nb::none(), "pool"_a.none() = nb::none(),
            "Pack weight (out_features, in_features); bias (out_features,) float32.")
       .def_prop_ro("out_features", [](const Linear& self) { return self.matrix().n; })
@@ -79,7 +79,7 @@ void bind_weights(nb::module_& m) {
           },
           "num_experts"_a, "hidden_size"_a, "intermediate_size"_a, "gate"_a, "up"_a, "down"_a,
           "group_size"_a)
-      .def("put", &put, "expert"_a, "projection"_a, "weight"_a, "dtype"_a,
+      .def("put", &put, "expert"_a, "projection"_a, "weight"_a.none(), "dtype"_a,
            "Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, "
            "intermediate).")
       .def_prop_ro("complete", &Experts::complete)

@@ -1,0 +1,150 @@
+"""C++ core of kt_kernel. Private: use kt_kernel."""
+
+from collections.abc import Sequence
+
+
+def available_targets() -> list[str]:
+    """Targets this machine can run, best first."""
+
+def compiled_targets() -> list[str]:
+    """Targets this build contains, best first."""
+
+def active_target() -> str:
+    """Name of the target ops run on."""
+
+def force_target(name: str) -> None:
+    """Run ops on the named target from now on."""
+
+def negate_kernel(name: str) -> None:
+    """
+    Fault injection: the named kernel negates what it writes; an empty name restores.
+    """
+
+def kernel_names() -> list[str]:
+    """Entries of the kernel table."""
+
+def format_names() -> list[str]:
+    """Weight formats."""
+
+def default_act_mode(format: str) -> str:
+    """How activations meet weights of this format: f32, bf16 or int8_g32."""
+
+class ThreadPool:
+    def __init__(self, num_threads: int = 0, cores: Sequence[int] = []) -> None: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    def op_counts(self) -> dict[str, int]:
+        """How often each op ran on this pool."""
+
+class Linear:
+    def __init__(self, weight: object | None, dtype: str, format: str, group_size: int, bias: object | None = None, pool: ThreadPool | None = None) -> None:
+        """Pack weight (out_features, in_features); bias (out_features,) float32."""
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def group_size(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+class Experts:
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, gate: str, up: str, down: str, group_size: int) -> None: ...
+
+    def put(self, expert: int, projection: str, weight: object | None, dtype: str) -> None:
+        """
+        Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, intermediate).
+        """
+
+    @property
+    def complete(self) -> bool: ...
+
+    @property
+    def num_experts(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def intermediate_size(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+class Ticket:
+    def wait(self) -> None:
+        """Block until the call has run; raises its error."""
+
+    def done(self) -> bool: ...
+
+class MoE:
+    def __init__(self, experts: Experts, top_k: int, max_tokens: int, pool: ThreadPool) -> None: ...
+
+    def forward(self, hidden: object | None, hidden_dtype: str, topk_ids: object | None, topk_weights: object | None, out: object | None, out_dtype: str, accumulate: bool) -> None: ...
+
+    def submit(self, hidden: object | None, hidden_dtype: str, topk_ids: object | None, topk_weights: object | None, out: object | None, out_dtype: str, accumulate: bool) -> Ticket:
+        """Queue the call. Blocks while two calls of this MoE are in flight."""
+
+    def set_resident(self, mask: object | None) -> None:
+        """
+        Skip the experts whose byte of mask (num_experts,) is not 0, from the next call on.
+        """
+
+    @property
+    def top_k(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+class Stream:
+    """Runs each op at once; the call returns when it is done."""
+
+    def __init__(self, pool: ThreadPool) -> None: ...
+
+    def embedding(self, ids: object | None, weight: object | None, dtype: str, out: object | None) -> None: ...
+
+    def rms_norm(self, x: object | None, weight: object | None, eps: float, out: object | None) -> None:
+        """
+        x (num_tokens, hidden_size) or (num_tokens, num_heads, head_dim); out may be x.
+        """
+
+    def linear(self, x: object | None, linear: Linear, out: object | None, accumulate: bool = False) -> None: ...
+
+    def rope_write_kv(self, q: object | None, k: object | None, v: object | None, cos: object | None, sin: object | None, positions: object | None, slot_mapping: object | None, k_cache: object | None, v_cache: object | None, kv_dtype: str) -> None:
+        """
+        Rotate q in place; write rotated k and v to their cache slots (negative: nowhere).
+        """
+
+    def attention(self, q: object | None, k_cache: object | None, v_cache: object | None, kv_dtype: str, block_table: object | None, seq_lens: object | None, cu_seqlens_q: object | None, scale: float, out: object | None) -> None: ...
+
+    def swiglu(self, gate: object | None, up: object | None, out: object | None) -> None: ...
+
+    def add(self, x: object | None, y: object | None, out: object | None) -> None: ...
+
+    def route(self, logits: object | None, topk_ids: object | None, topk_weights: object | None, score: str, bias: object | None, num_groups: int, topk_groups: int, normalize: bool, scale: float) -> None:
+        """Padding rows get ids -1 and weights 0."""
+
+    def moe(self, moe: MoE, hidden: object | None, hidden_dtype: str, topk_ids: object | None, topk_weights: object | None, out: object | None, out_dtype: str, accumulate: bool) -> None: ...
+
+class Graph(Stream):
+    """
+    Records ops; replay() runs them all as one job. Keeps pool, arrays and weights alive.
+    """
+
+    def __init__(self, pool: ThreadPool, num_rows: object | None = None) -> None:
+        """
+        num_rows: int32 (1,), read at replay: rows at or beyond it are not computed.
+        """
+
+    def replay(self) -> None: ...
+
+    def __len__(self) -> int: ...
