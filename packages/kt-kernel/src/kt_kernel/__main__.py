@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m kt_kernel`: what this build and machine can do, with a numeric self-check; no benchmark.
+"""`python -m kt_kernel`: what this build and machine can do, with a numeric self-check.
 
-`--matrix` prints kernel x target. Exit status 1 if a self-check fails.
+No benchmark. `--matrix` prints kernel x target. Exit status 1 if a self-check fails.
 """
 
 import argparse

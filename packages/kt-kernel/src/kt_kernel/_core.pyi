@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-
 def available_targets() -> list[str]:
     """Targets this machine can run, best first."""
 
@@ -31,35 +30,45 @@ def default_act_mode(format: str) -> str:
 
 class ThreadPool:
     def __init__(self, num_threads: int = 0, cores: Sequence[int] = []) -> None: ...
-
     @property
     def num_threads(self) -> int: ...
-
     def op_counts(self) -> dict[str, int]:
         """How often each op ran on this pool."""
 
 class Linear:
-    def __init__(self, weight: object | None, dtype: str, format: str, group_size: int, bias: object | None = None, pool: ThreadPool | None = None) -> None:
+    def __init__(
+        self,
+        weight: object | None,
+        dtype: str,
+        format: str,
+        group_size: int,
+        bias: object | None = None,
+        pool: ThreadPool | None = None,
+    ) -> None:
         """Pack weight (out_features, in_features); bias (out_features,) float32."""
 
     @property
     def out_features(self) -> int: ...
-
     @property
     def in_features(self) -> int: ...
-
     @property
     def format(self) -> str: ...
-
     @property
     def group_size(self) -> int: ...
-
     @property
     def nbytes(self) -> int: ...
 
 class Experts:
-    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, gate: str, up: str, down: str, group_size: int) -> None: ...
-
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        gate: str,
+        up: str,
+        down: str,
+        group_size: int,
+    ) -> None: ...
     def put(self, expert: int, projection: str, weight: object | None, dtype: str) -> None:
         """
         Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, intermediate).
@@ -67,16 +76,12 @@ class Experts:
 
     @property
     def complete(self) -> bool: ...
-
     @property
     def num_experts(self) -> int: ...
-
     @property
     def hidden_size(self) -> int: ...
-
     @property
     def intermediate_size(self) -> int: ...
-
     @property
     def nbytes(self) -> int: ...
 
@@ -88,10 +93,26 @@ class Ticket:
 
 class MoE:
     def __init__(self, experts: Experts, top_k: int, max_tokens: int, pool: ThreadPool) -> None: ...
-
-    def forward(self, hidden: object | None, hidden_dtype: str, topk_ids: object | None, topk_weights: object | None, out: object | None, out_dtype: str, accumulate: bool) -> None: ...
-
-    def submit(self, hidden: object | None, hidden_dtype: str, topk_ids: object | None, topk_weights: object | None, out: object | None, out_dtype: str, accumulate: bool) -> Ticket:
+    def forward(
+        self,
+        hidden: object | None,
+        hidden_dtype: str,
+        topk_ids: object | None,
+        topk_weights: object | None,
+        out: object | None,
+        out_dtype: str,
+        accumulate: bool,
+    ) -> None: ...
+    def submit(
+        self,
+        hidden: object | None,
+        hidden_dtype: str,
+        topk_ids: object | None,
+        topk_weights: object | None,
+        out: object | None,
+        out_dtype: str,
+        accumulate: bool,
+    ) -> Ticket:
         """Queue the call. Blocks while two calls of this MoE are in flight."""
 
     def set_resident(self, mask: object | None) -> None:
@@ -101,7 +122,6 @@ class MoE:
 
     @property
     def top_k(self) -> int: ...
-
     @property
     def max_tokens(self) -> int: ...
 
@@ -109,31 +129,75 @@ class Stream:
     """Runs each op at once; the call returns when it is done."""
 
     def __init__(self, pool: ThreadPool) -> None: ...
-
-    def embedding(self, ids: object | None, weight: object | None, dtype: str, out: object | None) -> None: ...
-
-    def rms_norm(self, x: object | None, weight: object | None, eps: float, out: object | None) -> None:
+    def embedding(
+        self, ids: object | None, weight: object | None, dtype: str, out: object | None
+    ) -> None: ...
+    def rms_norm(
+        self, x: object | None, weight: object | None, eps: float, out: object | None
+    ) -> None:
         """
         x (num_tokens, hidden_size) or (num_tokens, num_heads, head_dim); out may be x.
         """
 
-    def linear(self, x: object | None, linear: Linear, out: object | None, accumulate: bool = False) -> None: ...
-
-    def rope_write_kv(self, q: object | None, k: object | None, v: object | None, cos: object | None, sin: object | None, positions: object | None, slot_mapping: object | None, k_cache: object | None, v_cache: object | None, kv_dtype: str) -> None:
+    def linear(
+        self, x: object | None, linear: Linear, out: object | None, accumulate: bool = False
+    ) -> None: ...
+    def rope_write_kv(
+        self,
+        q: object | None,
+        k: object | None,
+        v: object | None,
+        cos: object | None,
+        sin: object | None,
+        positions: object | None,
+        slot_mapping: object | None,
+        k_cache: object | None,
+        v_cache: object | None,
+        kv_dtype: str,
+    ) -> None:
         """
         Rotate q in place; write rotated k and v to their cache slots (negative: nowhere).
         """
 
-    def attention(self, q: object | None, k_cache: object | None, v_cache: object | None, kv_dtype: str, block_table: object | None, seq_lens: object | None, cu_seqlens_q: object | None, scale: float, out: object | None) -> None: ...
-
+    def attention(
+        self,
+        q: object | None,
+        k_cache: object | None,
+        v_cache: object | None,
+        kv_dtype: str,
+        block_table: object | None,
+        seq_lens: object | None,
+        cu_seqlens_q: object | None,
+        scale: float,
+        out: object | None,
+    ) -> None: ...
     def swiglu(self, gate: object | None, up: object | None, out: object | None) -> None: ...
-
     def add(self, x: object | None, y: object | None, out: object | None) -> None: ...
-
-    def route(self, logits: object | None, topk_ids: object | None, topk_weights: object | None, score: str, bias: object | None, num_groups: int, topk_groups: int, normalize: bool, scale: float) -> None:
+    def route(
+        self,
+        logits: object | None,
+        topk_ids: object | None,
+        topk_weights: object | None,
+        score: str,
+        bias: object | None,
+        num_groups: int,
+        topk_groups: int,
+        normalize: bool,
+        scale: float,
+    ) -> None:
         """Padding rows get ids -1 and weights 0."""
 
-    def moe(self, moe: MoE, hidden: object | None, hidden_dtype: str, topk_ids: object | None, topk_weights: object | None, out: object | None, out_dtype: str, accumulate: bool) -> None: ...
+    def moe(
+        self,
+        moe: MoE,
+        hidden: object | None,
+        hidden_dtype: str,
+        topk_ids: object | None,
+        topk_weights: object | None,
+        out: object | None,
+        out_dtype: str,
+        accumulate: bool,
+    ) -> None: ...
 
 class Graph(Stream):
     """
@@ -146,5 +210,4 @@ class Graph(Stream):
         """
 
     def replay(self) -> None: ...
-
     def __len__(self) -> int: ...

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells the element type of arrays that may be float32, bf16 or f16. Never copies, never imports torch.
+"""Tells the element type of arrays that may be float32, bf16 or f16. Never copies or imports torch.
 
-The core takes any CPU array with `__dlpack__` (torch, numpy, others) and checks shape, layout and device;
-but bfloat16 of numpy (ml_dtypes) has no DLPack, and bare 16-bit integers need a word from the caller.
+The core takes any CPU array with `__dlpack__` (torch, numpy, others) and checks shape, layout and
+device; but numpy's bfloat16 (ml_dtypes) has no DLPack, and bare 16-bit integers need a declaration.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ def typed(op: str, name: str, value: object, dtype: str | None = None) -> tuple[
         dtype: "bf16" declares that a bare uint16 array holds bfloat16 bits.
 
     Raises:
-        ValueError: not an array, an element type that is not one of `FLOATS`, or uint16 without `dtype`.
+        ValueError: not an array, or its elements are none of `FLOATS`, or uint16 without `dtype`.
     """
     if dtype is not None and dtype not in FLOATS:
         raise ValueError(f"[{op}] dtype must be one of {', '.join(FLOATS)}; got {dtype!r}")
@@ -40,7 +40,7 @@ def typed(op: str, name: str, value: object, dtype: str | None = None) -> tuple[
         if not hasattr(value, "__dlpack__"):
             raise ValueError(f"{rule}; got {type(value).__name__}")
         try:
-            value = np.from_dlpack(value)  # type: ignore[arg-type]  # checked one line above
+            value = np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{rule} on the CPU; got {type(value).__name__}: {error}") from error
     array: Any = value

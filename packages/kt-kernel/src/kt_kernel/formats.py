@@ -57,9 +57,9 @@ class WeightFormat:
 
 
 def _formats() -> dict[str, WeightFormat]:
-    # weight_error: bf16 rounds by at most 2^-8, 2^-8 / sqrt(3) RMS at the bottom of a binade and 0.7
-    # of that on average; the integer formats have a step of absmax / 127 or absmax / 7, where the
-    # largest of 32 normal values is 2.3 sigma in RMS, and an error of step / sqrt(12).
+    # weight_error: bf16 rounds by at most 2^-8, by 2^-8 / sqrt(3) RMS at the bottom of a binade, by
+    # 0.7 of that on average; the integer formats have a step of absmax / 127 or absmax / 7, where
+    # the largest of 32 normal values is 2.3 sigma in RMS, and an error of step / sqrt(12).
     rows = (
         ("float32", 32, (), "float32 data[N/8][K][8]", 0.0),
         ("bf16", 16, (), "bfloat16 data[N/8][K/2][8][2]", 0.0017),

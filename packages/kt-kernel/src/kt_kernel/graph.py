@@ -22,6 +22,8 @@ class Graph(Ops):
     One thread at a time records or replays.
     """
 
+    _core: _core.Graph
+
     def __init__(self, pool: ThreadPool, num_rows: object | None = None) -> None:
         self._core = _core.Graph(pool._core, num_rows)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which instruction set the kernels use. Chosen once from the CPU or `KT_ISA`; no build flags, no timing.
+"""Which instruction set the kernels use: chosen once, from the CPU or `KT_ISA`, never by timing.
 
 A target is a whole table of kernels compiled for one instruction set ("scalar", "avx2"). The active
 target is the one process-wide setting of this library, because a process has one kind of CPU.
@@ -36,7 +36,7 @@ def force(name: str) -> None:
     agree within rounding.
 
     Raises:
-        ValueError: the name is unknown or this machine cannot run it; the message lists `available()`.
+        ValueError: not one of `available()`, which the message lists.
     """
     _core.force_target(name)
 

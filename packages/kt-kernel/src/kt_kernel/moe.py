@@ -2,7 +2,8 @@
 """The Mixture-of-Experts layer: routed experts over a batch of tokens. Routing is `Stream.route`.
 
 y[t] = sum over slots s with topk_ids[t][s] >= 0 of
-       topk_weights[t][s] * down(silu(gate(x[t])) * up(x[t])), with the projections of expert topk_ids[t][s].
+       topk_weights[t][s] * down(silu(gate(x[t])) * up(x[t]))
+with the projections gate, up and down of expert topk_ids[t][s].
 """
 
 from typing import Any
@@ -32,8 +33,8 @@ def call_arguments(
     topk_weights: object,
     out: object,
     dtype: str | None,
-) -> tuple[Any, ...]:
-    """The arrays of one MoE call for the core: hidden, its dtype, topk_ids, topk_weights, out, its dtype."""
+) -> tuple[object, str, object, object, object, str]:
+    """The arrays of one call as the core takes them: `hidden` and `out` each with its dtype."""
     x, x_dtype = typed(op, "hidden", hidden, dtype)
     y, y_dtype = typed(op, "out", out, dtype)
     return x, x_dtype, topk_ids, topk_weights, y, y_dtype
@@ -88,13 +89,13 @@ class MoE:
             hidden: (num_tokens, hidden_size) float32, bf16 or f16; num_tokens <= max_tokens.
             topk_ids: (num_tokens, top_k) int32 expert ids; -1 skips the slot. An id may repeat.
             topk_weights: (num_tokens, top_k) float32.
-            out: (num_tokens, hidden_size) float32, bf16 or f16; written. Must not overlap the inputs.
+            out: (num_tokens, hidden_size) float32, bf16 or f16, written; overlaps no input.
             accumulate: add to `out` instead of overwriting it.
             dtype: "bf16" if `hidden` or `out` is bare uint16 bits.
 
         Raises:
-            ValueError: wrong dtype, layout or shape, or an id outside [-1, num_experts); `out` is then
-                unchanged.
+            ValueError: wrong dtype, layout or shape, or an id outside [-1, num_experts); `out` is
+                then unchanged.
         """
         self._core.forward(
             *call_arguments("moe.forward", hidden, topk_ids, topk_weights, out, dtype), accumulate
@@ -129,7 +130,7 @@ class MoE:
         """Say which experts are held elsewhere (on the accelerator) and are skipped here.
 
         Args:
-            mask: (num_experts,) bool or uint8; nonzero: skipped. Copied. Takes effect at the next call.
+            mask: (num_experts,) bool or uint8, nonzero: skipped. Copied; valid from the next call.
         """
         array: Any = mask
         if str(getattr(array, "dtype", "")) in ("bool", "torch.bool"):

@@ -17,12 +17,12 @@ __all__ = ("Ops", "Stream")
 class Ops:
     """The ops that `Stream` and `Graph` share.
 
-    Every op raises `ValueError: [op] rule; got actual` for a wrong dtype, layout, shape or index before
-    it writes anything; a recorded op checks its indices at replay. Where an op takes `dtype`, `dtype="bf16"` says that bare uint16 arrays of the
-    call are bfloat16 bits.
+    Every op raises `ValueError: [op] rule; got actual` for a wrong dtype, layout, shape or index
+    before it writes anything; a recorded op checks its indices at replay. Where an op takes
+    `dtype`, "bf16" says that bare uint16 arrays of the call are bfloat16 bits.
     """
 
-    _core: "_core.Stream | _core.Graph"
+    _core: _core.Stream
 
     def embedding(
         self, ids: object, weight: object, out: object, *, dtype: str | None = None
@@ -38,11 +38,12 @@ class Ops:
         self._core.embedding(ids, *typed("embedding", "weight", weight, dtype), out)
 
     def rms_norm(self, x: object, weight: object, out: object, *, eps: float) -> None:
-        """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich, 2019).
+        """out = x / sqrt(mean(x^2) + eps) * weight by rows (Zhang and Sennrich, 2019).
 
         Args:
-            x: (num_tokens, columns), or (num_tokens, num_heads, head_dim) for a norm per head; float32.
-            weight: (columns,) float32.
+            x: (num_tokens, hidden_size), or (num_tokens, num_heads, head_dim) for one norm per
+                head; float32.
+            weight: (hidden_size,) or (head_dim,) float32.
             out: like `x`; may be `x`.
             eps: added to the mean square.
         """
@@ -110,8 +111,8 @@ class Ops:
     ) -> None:
         """Causal grouped-query attention over the paged cache, for any mix of prefill and decode.
 
-        Query rows cu_seqlens_q[s] .. cu_seqlens_q[s + 1] belong to sequence s and stand at the end of
-        its seq_lens[s] tokens; row r sees the keys up to its own position.
+        Query rows cu_seqlens_q[s] .. cu_seqlens_q[s + 1] belong to sequence s and are the last of
+        its seq_lens[s] tokens; a row sees the keys up to its own position.
 
         Args:
             q: (num_tokens, num_heads, head_dim) float32, rotated.
@@ -155,12 +156,12 @@ class Ops:
     ) -> None:
         """Choose the experts of each token: top-k of the probabilities, ties to the lower id.
 
-        Selection is on probability + bias, within the `topk_groups` groups of experts whose two best
-        sum highest (DeepSeek-V3 report, 2024, section 2.1.2); the weights are the probabilities.
+        Selection is on probability + bias, within the `topk_groups` groups of experts whose two
+        best sum highest (DeepSeek-V3 report, 2024, section 2.1.2). Weights are the probabilities.
 
         Args:
             logits: (num_tokens, num_experts) float32.
-            topk_ids: (num_tokens, top_k) int32, written, best first; -1 in the padding rows of a graph.
+            topk_ids: (num_tokens, top_k) int32, written, best first; -1 in a graph's padding rows.
             topk_weights: (num_tokens, top_k) float32, written.
             score: "softmax" or "sigmoid".
             bias: (num_experts,) float32 selection bias, or None.
@@ -190,7 +191,7 @@ class Ops:
 
 
 class Stream(Ops):
-    """Runs each op at once on the pool and returns when it is done. Releases the GIL. Thread-safe."""
+    """Runs each op on the pool and returns when it is done. Releases the GIL. Thread-safe."""
 
     def __init__(self, pool: ThreadPool) -> None:
         self._core = _core.Stream(pool._core)

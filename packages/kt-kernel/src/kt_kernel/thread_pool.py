@@ -10,8 +10,8 @@ __all__ = ("ThreadPool",)
 
 
 def _threads_from_environment() -> int:
-    """The value of KT_THREADS, or 0 where it is unset: the core then counts usable physical cores."""
-    text = os.environ.get("KT_THREADS", "").strip()
+    """KT_THREADS, or 0 where it is unset: the core then counts usable physical cores."""
+    text = os.environ.get("KT_THREADS", "").strip()  # noqa: TID251  # the one function that may
     if not text:
         return 0
     if not text.isdecimal() or int(text) < 1:
@@ -28,7 +28,7 @@ class ThreadPool:
         cores: CPU ids to pin the threads to; None pins nothing.
 
     Thread-safe: jobs of several callers queue and finish in order. Results never depend on the
-    number of threads. After `fork` the child's pool starts its own threads.
+    number of threads. A forked child must make its own pool: using its parent's is a RuntimeError.
 
     Raises:
         ValueError: a count below 1, or a core that does not exist.

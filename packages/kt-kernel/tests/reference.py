@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numpy oracle of every op and weight format, in float64 and in the plainest form. Slow on purpose.
+
+Each function returns `Expected`: the value, and how far a float32 implementation may lie from it.
+Tolerances are derived, element by element, from the operands: eps is float32's 2^-23 (twice the
+unit roundoff, for the implementations that round a product before they add it).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+EPS = 2.0**-23
+BLOCK = 32  # activations are quantised per 32 of K
+F64 = np.float64
+F32 = np.float32
+
+
+class Expected(NamedTuple):
+    """A value and the largest error that rounding explains."""
+
+    value: np.ndarray
+    tolerance: np.ndarray
+
+
+def assert_close(actual: np.ndarray, expected: Expected) -> None:
+    """Fail with the worst element unless |actual - value| <= tolerance; NaN must meet NaN."""
+    actual = np.asarray(actual, F64)
+    value, tolerance = np.broadcast_arrays(*expected)
+    assert actual.shape == value.shape, f"shape {actual.shape}, expected {value.shape}"
+    with np.errstate(invalid="ignore"):
+        excess = np.abs(actual - value) - tolerance - 1e-37  # float32 has nothing finer
+    excess = np.where(np.isnan(actual) & np.isnan(value), -1.0, excess)
+    bad = ~(excess <= 0)
+    if bad.any():
+        worst = np.unravel_index(
+            np.nanargmax(np.where(np.isnan(excess), np.inf, excess)), bad.shape
+        )
+        raise AssertionError(
+            f"{bad.sum()} of {bad.size} elements off; worst at {tuple(map(int, worst))}: "
+            f"got {actual[worst]!r}, expected {value[worst]!r} +- {tolerance[worst]!r}"
+        )
+
+
+# --- element types -----------------------------------------------------------------------------
+
+
+def bf16_bits(x: np.ndarray) -> np.ndarray:
+    """Float32 to bfloat16 bits, round to nearest even, NaN quiet."""
+    bits = np.asarray(x, F32).view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FC0), rounded)
+
+
+def from_bf16(bits: np.ndarray) -> np.ndarray:
+    """Bfloat16 bits to float32."""
+    return (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(F32)
+
+
+def round_bf16(x: np.ndarray) -> np.ndarray:
+    """Float32 rounded to the nearest bfloat16."""
+    return from_bf16(bf16_bits(x))
+
+
+def encode(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 to memory of one of our element types."""
+    return {
+        "float32": lambda: x.astype(F32),
+        "bf16": lambda: bf16_bits(x),
+        "f16": lambda: x.astype(np.float16),
+    }[dtype]()
+
+
+def decode(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Memory of one of our element types to float32."""
+    return from_bf16(x) if dtype == "bf16" else x.astype(F32)
+
+
+def stored(expected: Expected, dtype: str) -> Expected:
+    """The tolerance after the value is rounded to an element type: half an ulp more."""
+    half_ulp = {"float32": 0.0, "bf16": 2.0**-8, "f16": 2.0**-11}[dtype]
+    tiny = 2.0**-25 if dtype == "f16" else 0.0  # half the smallest float16 subnormal
+    wider = np.abs(expected.value) + expected.tolerance
+    return Expected(expected.value, expected.tolerance + half_ulp * wider + tiny)
+
+
+# --- weights and activations -------------------------------------------------------------------
+
+
+def _grouped(x: np.ndarray, size: int) -> np.ndarray:
+    """(..., K) to (..., ceil(K / size), size), padded with zeros."""
+    pad = -x.shape[-1] % size
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)])
+    return padded.reshape(*x.shape[:-1], padded.shape[-1] // size, size)
+
+
+def quantise_weight(
+    weight: np.ndarray, format: str, group_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) float32 to integers (N, groups, group_size) and float32 scales (N, groups)."""
+    top = F32(127 if format == "int8" else 7)
+    groups = _grouped(weight.astype(F32), group_size)
+    scales = round_bf16(np.abs(groups).max(-1) / top)
+    safe = np.where(scales > 0, scales, F32(1))[..., None]
+    return np.clip(np.rint(groups / safe), -top, top), scales
+
+
+def weight_values(weight: np.ndarray, format: str, group_size: int) -> np.ndarray:
+    """The float64 values that a packed weight stands for."""
+    if format == "float32":
+        return weight.astype(F64)
+    if format == "bf16":
+        return round_bf16(weight).astype(F64)
+    q, scales = quantise_weight(weight, format, group_size)
+    return (q.astype(F64) * scales[..., None]).reshape(len(weight), -1)[:, : weight.shape[1]]
+
+
+def quantise_activation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(M, K) float32 to integers (M, blocks, 32) and float32 scales (M, blocks)."""
+    blocks = _grouped(x.astype(F32), BLOCK)
+    absmax = np.abs(blocks).max(-1)
+    inverse = F32(127) / np.where(absmax > 0, absmax, F32(1))
+    return np.rint(blocks * inverse[..., None]), absmax / F32(127)
+
+
+def weight_bound(weight: np.ndarray, format: str, group_size: int) -> np.ndarray:
+    """Largest distance of each packed weight from the original."""
+    if format == "float32":
+        return np.zeros(weight.shape)
+    if format == "bf16":
+        return np.abs(weight) * 2.0**-8 * (1 + EPS)
+    _, scales = quantise_weight(weight, format, group_size)
+    return np.repeat(scales.astype(F64) / 2, group_size, axis=1)[:, : weight.shape[1]] * (1 + EPS)
+
+
+def activation_bound(x: np.ndarray, format: str) -> np.ndarray:
+    """Largest distance of each activation from the original in the mode of a weight format."""
+    if format == "float32":
+        return np.zeros(x.shape)
+    if format == "bf16":
+        return np.abs(x) * 2.0**-8 * (1 + EPS)
+    _, scales = quantise_activation(x)
+    return np.repeat(scales.astype(F64) / 2, BLOCK, axis=1)[:, : x.shape[1]] * (1 + 256 * EPS)
+
+
+# --- ops ---------------------------------------------------------------------------------------
+
+
+def linear(
+    x: np.ndarray,
+    weight: np.ndarray,
+    format: str,
+    group_size: int = 32,
+    bias: np.ndarray | None = None,
+) -> Expected:
+    """x @ weight.T + bias with exactly the arithmetic of the format, up to float32 summation."""
+    k = weight.shape[1]
+    if format in ("float32", "bf16"):
+        a = (round_bf16(x) if format == "bf16" else x).astype(F64)
+        w = weight_values(weight, format, group_size)
+        value, magnitude, roundings = a @ w.T, np.abs(a) @ np.abs(w).T, k + 2
+    else:
+        # Integer dot products per block are exact; their scaling and summing rounds.
+        aq, a_scale = quantise_activation(x)
+        wq, w_scale = quantise_weight(weight, format, group_size)
+        wq = _grouped(wq.reshape(len(weight), -1)[:, :k], BLOCK)
+        w_scale = np.repeat(w_scale, group_size // BLOCK, axis=1)[:, : wq.shape[1]]
+        dots = np.matmul(aq.transpose(1, 0, 2).astype(F64), wq.transpose(1, 2, 0).astype(F64))
+        dots = dots.transpose(1, 2, 0)
+        terms = dots * a_scale.astype(F64)[:, None] * w_scale.astype(F64)[None]
+        value, magnitude = terms.sum(-1), np.abs(terms).sum(-1)
+        roundings = wq.shape[1] + 4
+    if bias is not None:
+        value, magnitude = value + bias, magnitude + np.abs(bias)
+    return Expected(value, roundings * EPS * magnitude)
+
+
+def linear_exact(x: np.ndarray, weight: np.ndarray, format: str, group_size: int = 32) -> Expected:
+    """x @ weight.T of the unquantised operands, with the error that quantisation may cause."""
+    a, w = np.abs(x.astype(F64)), np.abs(weight.astype(F64))
+    da, dw = activation_bound(x, format), weight_bound(weight, format, group_size)
+    bound = a @ dw.T + da @ w.T + da @ dw.T
+    float_error = (weight.shape[1] + 2) * EPS * ((a + da) @ (w + dw).T)
+    return Expected(x.astype(F64) @ weight.astype(F64).T, bound + float_error)
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray) -> Expected:
+    """silu(gate) * up. The exponential is good to 2 ulp; 8 eps cover it and three operations."""
+    g = gate.astype(F64)
+    with np.errstate(over="ignore"):
+        value = g / (1 + np.exp(-g)) * up
+    return Expected(value, 8 * EPS * np.abs(value))
+
+
+def add(x: np.ndarray, y: np.ndarray) -> Expected:
+    """x + y, correctly rounded."""
+    value = (x.astype(F32) + y.astype(F32)).astype(F64)
+    return Expected(value, np.zeros_like(value))
+
+
+def embedding(ids: np.ndarray, weight: np.ndarray) -> Expected:
+    """Rows of `weight` (float32 values); NaN for ids outside it. Exact."""
+    inside = (ids >= 0) & (ids < len(weight))
+    value = np.where(inside[:, None], weight[np.where(inside, ids, 0)].astype(F64), np.nan)
+    return Expected(value, np.zeros_like(value))
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> Expected:
+    """x / sqrt(mean(x^2) + eps) * weight. A mean of C squares is off by C eps, its root by half."""
+    x = x.astype(F64)
+    value = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    return Expected(value, (x.shape[-1] / 2 + 8) * EPS * np.abs(value))
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, positions: np.ndarray) -> Expected:
+    """Rotate pairs (i, i + R/2) of the first R elements of every head (tokens, heads, head_dim)."""
+    half = cos.shape[1]
+    c, s = cos[positions].astype(F64)[:, None], sin[positions].astype(F64)[:, None]
+    x = x.astype(F64)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    value = np.concatenate([a * c - b * s, b * c + a * s, rest], -1)
+    size = np.concatenate(
+        [np.abs(a * c) + np.abs(b * s), np.abs(b * c) + np.abs(a * s), 0 * rest], -1
+    )
+    return Expected(value, 2 * EPS * size)
+
+
+def attention(q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q, scale) -> Expected:
+    """Causal GQA, one query row and head at a time; float32 caches (pages, page_size, heads, D)."""
+    page_size, num_kv_heads = k_cache.shape[1:3]
+    group = q.shape[1] // num_kv_heads
+    value, tolerance = np.zeros(q.shape), np.zeros(q.shape)
+    for s, length in enumerate(seq_lens):
+        pages = block_table[s, : -(-length // page_size)]
+        keys = k_cache[pages].reshape(-1, *k_cache.shape[2:])[:length].astype(F64)
+        values = v_cache[pages].reshape(-1, *v_cache.shape[2:])[:length].astype(F64)
+        for t in range(cu_seqlens_q[s], cu_seqlens_q[s + 1]):
+            seen = length - (cu_seqlens_q[s + 1] - t) + 1
+            for h in range(q.shape[1]):
+                key, val = keys[:seen, h // group], values[:seen, h // group]
+                scores = scale * (key @ q[t, h].astype(F64))
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                value[t, h] = weights @ val
+                # An error d of a score is a relative error d of its weight, and of the sum.
+                size = abs(scale) * (np.abs(key) @ np.abs(q[t, h].astype(F64)))
+                score_error = (key.shape[1] + 4) * EPS * size.max() + EPS * np.ptp(scores)
+                relative = 2 * score_error + (seen + 16) * EPS
+                tolerance[t, h] = relative * (weights @ np.abs(val))
+    return Expected(value, tolerance)
+
+
+def route(logits, top_k, score, bias=None, num_groups=1, topk_groups=1, normalize=True, scale=1.0):
+    """Ids and weights: top-k of probability + bias within the best groups, ties to lower ids."""
+    x = logits.astype(F64)
+    if score == "softmax":
+        spread = x - x.max(-1, keepdims=True)
+        probability = np.exp(spread) / np.exp(spread).sum(-1, keepdims=True)
+    else:
+        spread = x
+        probability = 1 / (1 + np.exp(-x))
+    choice = probability + (0 if bias is None else bias.astype(F64))
+    grouped = choice.reshape(len(x), num_groups, x.shape[1] // num_groups)
+    group_score = np.sort(grouped, -1)[..., -2:].sum(-1)
+    best = np.argsort(-group_score, -1, kind="stable")[:, :topk_groups]
+    allowed = np.zeros(group_score.shape, bool)
+    np.put_along_axis(allowed, best, True, -1)
+    masked = np.where(allowed[..., None], grouped, -np.inf).reshape(x.shape)
+    ids = np.argsort(-masked, -1, kind="stable")[:, :top_k]
+    weights = np.take_along_axis(probability, ids, -1)
+    # exp of a rounded difference, a sum of E terms, a sum of k terms, a few operations.
+    relative = (
+        2 * np.abs(spread).max(-1, keepdims=True, initial=0) + x.shape[1] + top_k + 16
+    ) * EPS
+    if normalize:
+        weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+    return ids.astype(np.int32), Expected(weights * scale, relative * np.abs(weights * scale))
+
+
+def moe(
+    x, gate, up, down, topk_ids, topk_weights, format, group_size=32, resident=None
+) -> Expected:
+    """The routed experts, one after another, with exactly the arithmetic of the format.
+
+    The inner activation is rounded a second time (bf16 or int8), where a last-bit difference before
+    may move an element by a whole step: `_requantised` bounds that, element by element.
+    """
+    value, tolerance = np.zeros(x.shape), np.zeros(x.shape)
+    for e in range(len(gate)):
+        weight = np.where(topk_ids == e, topk_weights, 0).sum(1, dtype=F64)[:, None]
+        rows = (topk_ids == e).any(1)
+        if not rows.any() or (resident is not None and resident[e]):
+            continue
+        g = linear(x[rows], gate[e], format, group_size)
+        u = linear(x[rows], up[e], format, group_size)
+        h = swiglu(g.value, u.value)
+        # |silu'| <= 1.1, and both factors move.
+        silu = np.abs(g.value / (1 + np.exp(-g.value))) + 1.1 * g.tolerance
+        h_error = h.tolerance + 1.1 * g.tolerance * np.abs(u.value) + silu * u.tolerance
+        h_error = h_error + EPS * np.abs(h.value)  # of the conversion below
+        inner = h.value.astype(F32)
+        y = linear(inner, down[e], format, group_size)
+        moved = _requantised(inner, h_error, format)
+        y_error = y.tolerance + moved @ np.abs(weight_values(down[e], format, group_size)).T
+        value[rows] += weight[rows] * y.value
+        rounding = (topk_ids.shape[1] + 1) * EPS * np.abs(y.value)
+        tolerance[rows] += np.abs(weight[rows]) * (y_error + rounding)
+    return Expected(value, tolerance)
+
+
+def _requantised(x: np.ndarray, error: np.ndarray, format: str) -> np.ndarray:
+    """How far the rounded activation may move if each element of (1, K) x moves by `error`."""
+    if format == "float32":
+        return error
+    if format == "bf16":
+        low, high = round_bf16((x - error).astype(F32)), round_bf16((x + error).astype(F32))
+        return np.maximum(high - round_bf16(x), round_bf16(x) - low).astype(F64)
+    q, scales = quantise_activation(x)
+    scales = scales.astype(F64)
+    absmax = np.abs(_grouped(x, BLOCK)).max(-1)
+    safe = np.where(scales > 0, scales, 1.0)[..., None]
+    # The scale follows the largest element; a division and the product with it round.
+    slack = _grouped(error, BLOCK).max(-1) / np.where(absmax > 0, absmax, 1.0) + 4 * EPS
+    reach = (_grouped(error, BLOCK) / safe) + np.abs(q) * slack[..., None]
+    exact = _grouped(x, BLOCK) / safe
+    steps = np.maximum(np.rint(exact + reach) - q, q - np.rint(exact - reach))
+    moved = steps * scales[..., None] + np.abs(q) * (scales * slack)[..., None]
+    return moved.reshape(len(x), -1)[:, : x.shape[1]]

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storage of packed experts: filling it, checking it, what it costs."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from kt_kernel import Experts, MoE
+from kt_kernel.formats import FORMATS
+
+from . import reference
+from .cases import FORMATS as CASE_FORMATS
+from .cases import MOE
+from .moe_layer import MoeLayer
+
+GATE = np.ones((3, 8, 16), np.float32)
+DOWN = np.ones((3, 16, 8), np.float32)
+
+
+def test_complete_only_when_every_projection_of_every_expert_was_put(pool):
+    experts = Experts.empty(2, 16, 8, gate="int4", up="int8", down="bf16")
+    for e in range(2):
+        for projection, weight in (("gate", GATE[e]), ("up", GATE[e]), ("down", DOWN[e])):
+            assert not experts.complete
+            with pytest.raises(ValueError, match=r"^\[moe\] .*"):
+                MoE(experts, top_k=1, pool=pool)
+            experts.put(e, projection, weight)
+    assert experts.complete
+    assert (experts.num_experts, experts.hidden_size, experts.intermediate_size) == (2, 16, 8)
+
+
+@pytest.mark.parametrize("format", CASE_FORMATS)
+def test_size_is_bits_per_weight(format):
+    experts = Experts.empty(4, 256, 128, gate=format, up=format, down=format, group_size=64)
+    expected = FORMATS[format].bits_per_weight(64) * 4 * 3 * 256 * 128 / 8
+    assert expected <= experts.nbytes <= expected * 1.01
+
+
+def test_put_piece_by_piece_from_threads_is_pack(pool, rng):
+    layer = MoeLayer(MOE[1], rng)
+    packed = layer.pack("int4", pool)
+    pieces = Experts.empty(4, 83, 51, gate="int4", up="int4", down="int4")
+    jobs = [(e, name) for e in range(4) for name in ("gate", "up", "down")]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda job: pieces.put(*job, getattr(layer, job[1])[job[0]]), jobs))
+    assert np.array_equal(layer.forward(packed, pool), layer.forward(pieces, pool))
+
+
+@pytest.mark.parametrize("kind", ["uint16", "ml_dtypes", "torch"])
+def test_bfloat16_weights_of_every_kind(kind, pool, rng):
+    layer = MoeLayer(MOE[1], rng)
+    bits = [reference.bf16_bits(weight) for weight in (layer.gate, layer.up, layer.down)]
+    values = [reference.from_bf16(weight) for weight in bits]
+    wrapped = {
+        "uint16": lambda x: x,
+        "ml_dtypes": lambda x: x.view(ml_dtypes.bfloat16),
+        "torch": lambda x: torch.from_numpy(x.view(np.int16)).view(torch.bfloat16),
+    }[kind]
+    dtype = "bf16" if kind == "uint16" else None
+    experts = Experts.pack(*map(wrapped, bits), format="int8", pool=pool, dtype=dtype)
+    expected = Experts.pack(*values, format="int8", pool=pool)
+    assert np.array_equal(layer.forward(experts, pool), layer.forward(expected, pool))
+
+
+def test_projections_may_have_formats_of_their_own(pool, rng):
+    layer = MoeLayer(MOE[2], rng)
+    formats = {"gate": "float32", "up": "float32", "down": "int8"}
+    experts = Experts.empty(8, 96, 64, **formats)
+    for e in range(8):
+        for name in formats:
+            experts.put(e, name, getattr(layer, name)[e])
+    out = layer.forward(experts, pool)
+    # Gate and up are exact, so only down's rounding separates the two.
+    exact = layer.expected("float32").value
+    error = np.sqrt(np.mean((out - exact) ** 2) / np.mean(exact**2))
+    assert 1e-4 < error < 4 * FORMATS["int8"].weight_error
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.put(2, "gate", GATE[0]), r"^\[experts\.put\] expert .*got 2$"),
+        (lambda e: e.put(-1, "gate", GATE[0]), r"^\[experts\.put\] expert .*got -1$"),
+        (lambda e: e.put(0, "side", GATE[0]), r"^\[experts\.put\] projection .*got side$"),
+        (lambda e: e.put(0, "down", GATE[0]), r"^\[experts\.put\] .*got float32 \(8, 16\)$"),
+        (lambda e: e.put(0, "gate", GATE[0].astype(int)), r"^\[experts\.put\] weight .*got int64"),
+        (lambda e: e.put(0, "gate", DOWN[0].T), r"^\[experts\.put\] .*strides"),
+        (lambda e: Experts.empty(0, 16, 8), r"^\[experts\] .*got 0"),
+        (lambda e: Experts.empty(2, 16, 8, up="fp3"), r"^\[experts\] .*fp3"),
+        (lambda e: Experts.empty(2, 16, 8, group_size=31), r"^\[experts\] .*31"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Experts.empty(2, 16, 8))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ((GATE, GATE[:2], DOWN), r"up_proj must be \(3, 8, 16\).*got \(2, 8, 16\)$"),
+        ((GATE, GATE, GATE), r"down_proj must be \(3, 16, 8\).*got \(3, 8, 16\)$"),
+        ((GATE[0], GATE, DOWN), r"gate_proj must be .*got \(8, 16\)$"),
+    ],
+)
+def test_pack_refuses_arrays_that_do_not_fit_each_other(arrays, message, pool):
+    with pytest.raises(ValueError, match=r"^\[experts\.pack\] " + message):
+        Experts.pack(*arrays, pool=pool)

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every op on every target; linear, attention and moe have files of their own."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from . import reference
+from .cases import FLOAT_DTYPES, ROUTE, ROWS
+
+F32 = np.float32
+
+
+# --- embedding ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("hidden", [1, 8, 27, 64])
+def test_embedding_copies_rows(stream, dtype, hidden, rng):
+    weight = reference.encode(rng.standard_normal((50, hidden), F32), dtype)
+    for m in ROWS:
+        ids = rng.integers(0, 50, m).astype(np.int32)
+        out = np.full((m, hidden), np.nan, F32)
+        stream.embedding(ids, weight, out, dtype="bf16" if dtype == "bf16" else None)
+        reference.assert_close(out, reference.embedding(ids, reference.decode(weight, dtype)))
+
+
+@pytest.mark.parametrize("bad", [-1, 50, 2**31 - 1, -(2**31)])
+def test_embedding_refuses_ids_outside_the_vocabulary(stream, bad):
+    weight, out = np.ones((50, 8), F32), np.full((2, 8), 7, F32)
+    with pytest.raises(ValueError, match=rf"^\[embedding\] ids must lie in \[0, 50\); got {bad}$"):
+        stream.embedding(np.array([1, bad], np.int32), weight, out)
+    assert (out == 7).all()
+
+
+# --- rms_norm ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 33, 576])
+def test_rms_norm_matches(stream, columns, rng):
+    weight = rng.standard_normal(columns, F32)
+    for m in ROWS:
+        x = 3 * rng.standard_normal((m, columns), F32)
+        out = np.full_like(x, np.nan)
+        stream.rms_norm(x, weight, out, eps=1e-5)
+        reference.assert_close(out, reference.rms_norm(x, weight, 1e-5))
+
+
+def test_rms_norm_per_head_and_in_place(stream, rng):
+    x, weight = rng.standard_normal((5, 3, 20), F32), rng.standard_normal(20, F32)
+    expected = reference.rms_norm(x, weight, 1e-6)
+    stream.rms_norm(x, weight, x, eps=1e-6)
+    reference.assert_close(x, expected)
+
+
+def test_rms_norm_of_zeros_is_zero_and_of_nan_is_its_own_affair(stream, rng):
+    x = rng.standard_normal((3, 33), F32)
+    x[0] = 0
+    clean = np.empty_like(x)
+    stream.rms_norm(x, np.ones(33, F32), clean, eps=1e-5)
+    assert not clean[0].any()
+    x[1, 4] = np.nan
+    out = np.empty_like(x)
+    stream.rms_norm(x, np.ones(33, F32), out, eps=1e-5)
+    assert np.isnan(out[1]).all()
+    assert np.array_equal(out[[0, 2]], clean[[0, 2]])
+
+
+# --- swiglu, add -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [1, 9, 64, 5000])
+def test_swiglu_matches(stream, columns, rng):
+    for m in (0, 1, 17):
+        gate, up = (10 * rng.standard_normal((m, columns), F32) for _ in range(2))
+        out = np.full_like(gate, np.nan)
+        stream.swiglu(gate, up, out)
+        reference.assert_close(out, reference.swiglu(gate, up))
+        stream.swiglu(gate, up, gate)
+        assert np.array_equal(gate, out)
+
+
+def test_swiglu_at_the_ends_of_the_range(stream):
+    gate = np.array([[-1e38, -200, -89, -88, -1e-38, 0, 1e-38, 88, 89, 1e30, np.nan]], F32)
+    out = np.empty_like(gate)
+    stream.swiglu(gate, np.ones_like(gate), out)
+    assert np.isnan(out[0, -1])
+    expected = reference.swiglu(gate[:, :-1], np.ones_like(gate[:, :-1]))
+    # Where silu is below the normal range its exponential has few bits left.
+    wider = reference.Expected(expected.value, expected.tolerance + 1e-36)
+    reference.assert_close(out[:, :-1], wider)
+
+
+@pytest.mark.parametrize("columns", [1, 9, 40000])
+def test_add_is_exact(stream, columns, rng):
+    for m in (0, 1, 3):
+        x, y = (rng.standard_normal((m, columns), F32) for _ in range(2))
+        out = np.full_like(x, np.nan)
+        stream.add(x, y, out)
+        reference.assert_close(out, reference.add(x, y))
+        stream.add(x, y, y)
+        assert np.array_equal(y, out)
+
+
+# --- rope_write_kv -----------------------------------------------------------------------------
+
+
+def rope_inputs(rng, tokens=5, num_heads=4, num_kv_heads=2, head_dim=20, rotary_dim=12):
+    q = rng.standard_normal((tokens, num_heads, head_dim), F32)
+    k, v = (rng.standard_normal((tokens, num_kv_heads, head_dim), F32) for _ in range(2))
+    angle = np.arange(40)[:, None] / 10.0 ** np.arange(rotary_dim // 2)
+    positions = rng.integers(0, 40, tokens).astype(np.int32)
+    return q, k, v, np.cos(angle).astype(F32), np.sin(angle).astype(F32), positions
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(20, 12), (64, 64), (8, 2), (24, 8)])
+def test_rope_rotates_and_stores(stream, dtype, head_dim, rotary_dim, rng):
+    q, k, v, cos, sin, positions = rope_inputs(rng, 5, 4, 2, head_dim, rotary_dim)
+    k_cache, v_cache = (reference.encode(np.full((3, 4, 2, head_dim), 9, F32), dtype) for _ in "kv")
+    untouched = k_cache.copy()
+    slots = np.array([11, 0, -1, 5, 4], np.int32)
+    claim = "bf16" if dtype == "bf16" else None
+    rotated, stored_k = q.copy(), k.copy()
+    stream.rope_write_kv(
+        rotated, stored_k, v, cos, sin, positions, slots, k_cache, v_cache, dtype=claim
+    )
+    reference.assert_close(rotated, reference.rope(q, cos, sin, positions))
+    assert np.array_equal(stored_k, k)
+    expected_k = reference.rope(k, cos, sin, positions)
+    written = [0, 1, 3, 4]
+    got_k = reference.decode(k_cache, dtype).reshape(12, 2, head_dim)
+    got_v = reference.decode(v_cache, dtype).reshape(12, 2, head_dim)
+    chosen = reference.Expected(expected_k.value[written], expected_k.tolerance[written])
+    reference.assert_close(got_k[slots[written]], reference.stored(chosen, dtype))
+    assert np.array_equal(
+        got_v[slots[written]], reference.decode(reference.encode(v[written], dtype), dtype)
+    )
+    free = np.setdiff1d(np.arange(12), slots)
+    assert np.array_equal(
+        k_cache.reshape(12, 2, head_dim)[free], untouched.reshape(12, 2, head_dim)[free]
+    )
+
+
+@pytest.mark.parametrize(
+    ("positions", "slots", "message"),
+    [
+        ([0, 40], [0, 1], r"positions must lie in \[0, 40\); got 40$"),
+        ([0, -1], [0, 1], r"positions must lie in \[0, 40\); got -1$"),
+        ([0, 1], [0, 12], r"slot_mapping must lie below 12 .*; got 12$"),
+    ],
+)
+def test_rope_refuses_positions_and_slots_outside_their_tables(
+    stream, positions, slots, message, rng
+):
+    q, k, v, cos, sin, _ = rope_inputs(rng, 2)
+    caches = np.zeros((3, 4, 2, 20), F32), np.zeros((3, 4, 2, 20), F32)
+    before = q.copy()
+    with pytest.raises(ValueError, match=r"^\[rope_write_kv\] " + message):
+        stream.rope_write_kv(
+            q, k, v, cos, sin, np.array(positions, np.int32), np.array(slots, np.int32), *caches
+        )
+    assert np.array_equal(q, before)
+
+
+# --- route -------------------------------------------------------------------------------------
+
+
+def run_route(stream, logits, case, bias):
+    ids = np.full((len(logits), case.top_k), -9, np.int32)
+    weights = np.full((len(logits), case.top_k), np.nan, F32)
+    stream.route(
+        logits,
+        ids,
+        weights,
+        score=case.score,
+        bias=bias,
+        num_groups=case.num_groups,
+        topk_groups=case.topk_groups,
+        normalize=case.normalize,
+        scale=case.scale,
+    )
+    return ids, weights
+
+
+@pytest.mark.parametrize("case", ROUTE, ids=range(len(ROUTE)))
+def test_route_matches(stream, case, rng):
+    bias = rng.standard_normal(case.num_experts, F32) / 4 if case.bias else None
+    for m in ROWS:
+        logits = 2 * rng.standard_normal((m, case.num_experts), F32)
+        ids, weights = run_route(stream, logits, case, bias)
+        expected_ids, expected = reference.route(
+            logits,
+            case.top_k,
+            case.score,
+            bias,
+            case.num_groups,
+            case.topk_groups,
+            case.normalize,
+            case.scale,
+        )
+        assert np.array_equal(ids, expected_ids)
+        reference.assert_close(weights, expected)
+
+
+def test_route_breaks_ties_towards_lower_ids(stream):
+    ids, weights = run_route(stream, np.zeros((2, 8), F32), ROUTE[1], None)
+    assert np.array_equal(ids, [[0, 1], [0, 1]])
+    assert np.array_equal(weights, np.full((2, 2), 0.5))
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_route_survives_large_logits(stream, score):
+    logits = np.array([[1e4, -1e4, 9e3, 0.0]], F32)
+    ids, weights = np.empty((1, 2), np.int32), np.empty((1, 2), F32)
+    stream.route(logits, ids, weights, score=score)
+    assert ids[0, 0] == 0
+    assert np.isfinite(weights).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_route_marks_a_bad_row_and_still_names_valid_experts(stream, rng):
+    logits = rng.standard_normal((3, 8), F32)
+    clean_ids, clean = run_route(stream, logits, ROUTE[1], None)
+    logits[1, 3] = np.nan
+    ids, weights = run_route(stream, logits, ROUTE[1], None)
+    assert np.isnan(weights[1]).all()
+    assert ((ids[1] >= 0) & (ids[1] < 8)).all()
+    assert np.array_equal(ids[[0, 2]], clean_ids[[0, 2]])
+    assert np.array_equal(weights[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score": "tanh"}, "score"),
+        ({"num_groups": 3}, "num_groups"),
+        ({"num_groups": 0}, "num_groups"),
+        ({"num_groups": 4, "topk_groups": 5}, "topk_groups"),
+        ({"num_groups": 4, "topk_groups": 1, "top_k": 3}, "top_k|topk_ids"),
+        ({"top_k": 9}, "top_k|topk_ids"),
+        ({"bias": np.zeros(7, F32)}, "bias"),
+        ({"num_experts": 2000}, "num_experts"),
+    ],
+)
+def test_route_refuses_impossible_rules(stream, options, message):
+    rule = dict(options)
+    shape = (1, rule.pop("top_k", 2))
+    logits = np.zeros((1, rule.pop("num_experts", 8)), F32)
+    with pytest.raises(ValueError, match=rf"^\[route\] .*({message}).*; got "):
+        stream.route(logits, np.empty(shape, np.int32), np.empty(shape, F32), **rule)
+
+
+# --- all ops -----------------------------------------------------------------------------------
+
+
+def test_rows_do_not_notice_their_batch(stream, rng):
+    """Elementwise ops, norm and router: each row alone gives the bits it has in company."""
+    x, y = (rng.standard_normal((17, 64), F32) for _ in range(2))
+    weight = rng.standard_normal(64, F32)
+    case = ROUTE[6]
+
+    def everything(rows):
+        out = [np.empty_like(x[rows]) for _ in range(3)]
+        stream.rms_norm(x[rows], weight, out[0], eps=1e-5)
+        stream.swiglu(x[rows], y[rows], out[1])
+        stream.add(x[rows], y[rows], out[2])
+        return [*out, *run_route(stream, x[rows], case, weight)]
+
+    whole = everything(slice(0, 17))
+    alone = [everything(slice(i, i + 1)) for i in range(17)]
+    for whole_array, *rows in zip(whole, *alone, strict=True):
+        assert np.array_equal(whole_array, np.concatenate(rows))
+
+
+def test_libraries_are_interchangeable(stream, rng):
+    """numpy with ml_dtypes, torch and bare bits give the same caches and outputs."""
+    weight = rng.standard_normal((10, 16), F32)
+    bits = reference.bf16_bits(weight)
+    ids = np.array([3, 9], np.int32)
+    outs = [np.empty((2, 16), F32), torch.empty(2, 16), np.empty((2, 16), F32)]
+    stream.embedding(ids, bits, outs[0], dtype="bf16")
+    stream.embedding(torch.tensor(ids), torch.tensor(weight).bfloat16(), outs[1])
+    stream.embedding(ids, bits.view(ml_dtypes.bfloat16), outs[2])
+    assert np.array_equal(outs[0], outs[1].numpy())
+    assert np.array_equal(outs[0], outs[2])
+
+
+X = np.ones((2, 8), F32)
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        ("embedding", (np.zeros(2, np.int64), X, X.copy())),
+        ("embedding", (np.zeros(3, np.int32), X, X.copy())),
+        ("embedding", (np.zeros(2, np.int32), X[:, :4].copy(), X.copy())),
+        ("swiglu", (X, X[:1], X.copy())),
+        ("swiglu", (X, X, X.astype(np.float64))),
+        ("add", (X, X[:, :4].copy(), X.copy())),
+        ("add", (X, X.T.copy().T, X.copy())),
+        ("add", (X, X, X[:1].copy())),
+        ("route", (X, np.zeros((2, 2), np.int64), np.zeros((2, 2), F32))),
+        ("route", (X, np.zeros((1, 2), np.int32), np.zeros((2, 2), F32))),
+        ("route", (X, np.zeros((2, 3), np.int32), np.zeros((2, 2), F32))),
+    ],
+)
+def test_wrong_dtypes_and_shapes_are_refused(stream, op, arguments):
+    before = arguments[-1].copy()
+    with pytest.raises(ValueError, match=rf"^\[{op}\] .*; got "):
+        getattr(stream, op)(*arguments)
+    assert np.array_equal(arguments[-1], before)
+
+
+def test_rms_norm_refuses_a_weight_of_another_width(stream):
+    with pytest.raises(ValueError, match=r"^\[rms_norm\] .*; got "):
+        stream.rms_norm(X, np.ones(7, F32), X.copy(), eps=1e-5)
