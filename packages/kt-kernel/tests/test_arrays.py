@@ -127,6 +127,7 @@ def test_read_only_memory_is_an_input_but_no_output(pool: ThreadPool):
         torch.ones(8, 2).T,
         torch.ones(2, 8, device="meta"),
         [[1.0] * 8] * 2,
+        None,
         "text",
     ],
     ids=repr,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """C++ core of kt_kernel. Private: use kt_kernel."""
 
 from collections.abc import Sequence
@@ -71,7 +72,8 @@ class Experts:
     ) -> None: ...
     def put(self, expert: int, projection: str, weight: object | None, dtype: str) -> None:
         """
-        Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, intermediate).
+        Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden,
+        intermediate).
         """
 
     @property
