@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from kt_kernel.testing import negated
 
+from kt_kernel.testing import negated
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import Request
 from kt_runtime.engine import Engine

@@ -146,7 +146,7 @@ async def test_when_the_thread_dies_every_reader_hears_of_it():
         assert last.num_generated_tokens == len(events) - 1
     with pytest.raises(EngineClosedError, match="thread died"):
         await anext(engine.generate(greedy_request("late", [1])))
-    assert engine.closed
+    assert "thread died" in engine.closed_reason
     engine.close()
 
 

@@ -246,11 +246,6 @@ class Engine:
             self.stepping.release()
 
     @property
-    def closed(self) -> bool:
-        """Whether `close` was called or the thread died."""
-        return self._closed is not None
-
-    @property
     def closed_reason(self) -> str | None:
         """Why no more requests are taken: the reason given to `close`, or how the thread died."""
         return self._closed

@@ -78,7 +78,7 @@ class EngineLoop:
         engine = self._engine
         with engine.stepping:
             try:
-                while not (engine.closed and not engine.has_work):
+                while engine.closed_reason is None or engine.has_work:
                     self._deliver(engine.step())
                     engine.wait_for_work()
             except BaseException as error:  # reported to every waiting request and in the log

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings are refused where they are made, with rule and value."""
+
+import pytest
+
+from kt_runtime import EngineConfig, SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ({"weight_format": "fp8"}, "weight_format must be one of native, float32"),
+        ({"kv_dtype": "int8"}, "kv_dtype must be one of auto, float32, bf16; got 'int8'"),
+        ({"backend": "cuda"}, "backend must be one of kt, torch"),
+        ({"group_size": 48}, "group_size must be 32, 64 or 128; got 48"),
+        ({"num_pages": 0}, "num_pages must be at least 1; got 0"),
+        ({"max_model_len": 0}, "max_model_len must be at least 1"),
+        ({"kv_memory_gb": 0.0}, "kv_memory_gb must be positive"),
+        ({"max_batch_tokens": 4}, "max_batch_tokens must be at least max_num_seqs"),
+    ],
+)
+def test_bad_settings_are_refused(setting, match):
+    with pytest.raises(ValueError, match=r"\[config\] " + match):
+        EngineConfig(**setting)
+
+
+def test_auto_kv_is_float32_only_where_everything_is():
+    assert EngineConfig(weight_format="float32").resolved_kv_dtype == "float32"
+    assert EngineConfig(weight_format="native").resolved_kv_dtype == "bf16"
+    assert EngineConfig(weight_format="int4", kv_dtype="float32").resolved_kv_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1; got 0"),
+        ({"temperature": -0.1}, r"temperature must lie in \[0, 100\]; got -0.1"),
+        ({"temperature": float("nan")}, "temperature must lie"),
+        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]; got 0.0"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"min_p": 1.5}, r"min_p must lie in \[0, 1\]; got 1.5"),
+        ({"stop": ("",)}, "stop strings must not be empty"),
+    ],
+)
+def test_bad_sampling_params_are_refused(setting, match):
+    with pytest.raises(ValueError, match=r"\[sampling\] " + match):
+        SamplingParams(**setting)
