@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kt-kernel: the MoE layer by weight format, in decode and prefill, and packing of its experts."""
+
+from kt_kernel import Experts, Stream
+
+from .inputs import Layer, cases
+
+
+class Forward:
+    params = (cases.FORMATS, cases.BENCH_ROWS)
+    param_names = ("format", "num_tokens")
+
+    def setup(self, format, num_tokens):
+        self.layer = Layer(format, num_tokens)
+        self.stream = Stream(self.layer.pool)
+
+    def time_forward(self, format, num_tokens):
+        self.layer.moe.forward(*self.layer.call)
+
+    def time_moe_op(self, format, num_tokens):
+        self.stream.moe(self.layer.moe, *self.layer.call)
+
+
+class Submit:
+    def setup(self):
+        self.layer = Layer("int4", 1)
+
+    def time_submit_and_wait(self):
+        self.layer.moe.wait(self.layer.moe.submit(*self.layer.call))
+
+
+class PackExperts:
+    params = cases.FORMATS
+    param_names = ("format",)
+
+    def setup(self, format):
+        self.layer = Layer(format, 1)
+
+    def time_pack(self, format):
+        layer = self.layer
+        Experts.pack(layer.gate, layer.gate, layer.down, format=format, pool=layer.pool)
+
+    def time_put(self, format):
+        self.layer.experts.put(0, "gate", self.layer.gate[0])

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kt-kernel: every op of Stream by weight format or element type, replay, and packing; not MoE."""
+
+import numpy as np
+
+from kt_kernel import Graph, Linear
+
+from .inputs import Paged, cases, make_pool, make_stream, normal, pack_linear, stored
+
+F32, I32 = np.float32, np.int32
+# 64 tokens of a small model: 256 KiB, inside the second-level cache on every machine.
+TOKENS, HIDDEN = 64, 1024
+
+
+class Embedding:
+    params = cases.FLOAT_DTYPES
+    param_names = ("dtype",)
+
+    def setup(self, dtype):
+        self.stream = make_stream()
+        self.weight = stored(normal(4096, HIDDEN), dtype)
+        self.ids = np.arange(0, 4096, 4096 // TOKENS, dtype=I32)
+        self.out = np.empty((TOKENS, HIDDEN), F32)
+
+    def time_embedding(self, dtype):
+        self.stream.embedding(self.ids, self.weight, self.out, dtype=dtype)
+
+
+class Elementwise:
+    def setup(self):
+        self.stream = make_stream()
+        self.x, self.y = normal(TOKENS, HIDDEN), normal(TOKENS, HIDDEN)
+        self.weight, self.out = normal(HIDDEN), np.empty((TOKENS, HIDDEN), F32)
+
+    def time_rms_norm(self):
+        self.stream.rms_norm(self.x, self.weight, self.out, eps=1e-6)
+
+    def time_swiglu(self):
+        self.stream.swiglu(self.x, self.y, self.out)
+
+    def time_add(self):
+        self.stream.add(self.x, self.y, self.out)
+
+
+class LinearOp:
+    params = (cases.FORMATS, cases.BENCH_ROWS)
+    param_names = ("format", "num_tokens")
+
+    def setup(self, format, num_tokens):
+        self.stream = make_stream()
+        self.linear = pack_linear(format, make_pool())
+        self.x = normal(num_tokens, self.linear.in_features)
+        self.out = np.empty((num_tokens, self.linear.out_features), F32)
+
+    def time_linear(self, format, num_tokens):
+        self.stream.linear(self.x, self.linear, self.out)
+
+
+class PackLinear:
+    params = cases.FORMATS
+    param_names = ("format",)
+
+    def setup(self, format):
+        self.weight, self.pool = normal(*cases.BENCH_LINEAR), make_pool()
+
+    def time_pack(self, format):
+        Linear.pack(self.weight, format=format, pool=self.pool)
+
+
+class KvCache:
+    params = cases.FLOAT_DTYPES
+    param_names = ("dtype",)
+
+    def setup(self, dtype):
+        self.stream, self.paged = make_stream(), Paged(dtype)
+
+    def time_attention(self, dtype):
+        self.paged.attend(self.stream)
+
+    def time_rope_write_kv(self, dtype):
+        self.paged.write(self.stream)
+
+
+class Route:
+    def setup(self):
+        case = cases.BENCH_ROUTE
+        self.stream, self.logits = make_stream(), normal(TOKENS, case.num_experts)
+        self.bias = normal(case.num_experts)
+        self.ids = np.empty((TOKENS, case.top_k), I32)
+        self.weights = np.empty((TOKENS, case.top_k), F32)
+
+    def time_route(self):
+        case = cases.BENCH_ROUTE
+        self.stream.route(
+            self.logits,
+            self.ids,
+            self.weights,
+            score=case.score,
+            bias=self.bias,
+            num_groups=case.num_groups,
+            topk_groups=case.topk_groups,
+        )
+
+
+class Replay:
+    """What an op costs beyond its arithmetic: a hundred additions of one row each."""
+
+    def setup(self):
+        x, out = normal(1, 64), np.empty((1, 64), F32)
+        self.graph = Graph(make_pool(), np.ones(1, I32))
+        for _ in range(100):
+            self.graph.add(x, x, out)
+
+    def time_replay_of_100_small_ops(self):
+        self.graph.replay()

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs of the kernel benchmarks: seeded arrays of the shapes in kt-kernel's tests/cases.py.
+
+Results of different commits are comparable only if these stay: add shapes, do not change them.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from kt_kernel import Experts, Linear, MoE, Stream, ThreadPool
+from kt_kernel.ops import Ops
+
+F32, I32 = np.float32, np.int32
+
+
+def _load_cases() -> ModuleType:
+    path = Path(__file__).parents[2] / "packages" / "kt-kernel" / "tests" / "cases.py"
+    spec = importlib.util.spec_from_file_location("kt_kernel_cases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+cases = _load_cases()
+
+
+def make_pool() -> ThreadPool:
+    """One thread: on a shared machine the second core's neighbours would be half of the result."""
+    return ThreadPool(1)
+
+
+def rng() -> np.random.Generator:
+    """The same numbers for every benchmark."""
+    return np.random.default_rng(20250101)
+
+
+def normal(*shape: int) -> np.ndarray:
+    """Standard normal float32."""
+    return rng().standard_normal(shape, F32)
+
+
+def stored(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 as memory of an element type; bf16 cut off to bits, which is as good for timing."""
+    if dtype == "bf16":
+        return (x.view(np.uint32) >> 16).astype(np.uint16)
+    return x.astype({"float32": F32, "f16": np.float16}[dtype])
+
+
+def pack_linear(format: str, pool: ThreadPool) -> Linear:
+    """A matrix of BENCH_LINEAR's shape."""
+    return Linear.pack(normal(*cases.BENCH_LINEAR), format=format, pool=pool)
+
+
+class Layer:
+    """A packed MoE layer of BENCH_MOE's shape with tokens and routing."""
+
+    def __init__(self, format: str, num_tokens: int):
+        case = cases.BENCH_MOE
+        self.pool = make_pool()
+        self.gate = normal(case.num_experts, case.intermediate_size, case.hidden_size)
+        self.down = normal(case.num_experts, case.hidden_size, case.intermediate_size)
+        self.experts = Experts.pack(self.gate, self.gate, self.down, format=format, pool=self.pool)
+        self.moe = MoE(self.experts, top_k=case.top_k, max_tokens=num_tokens, pool=self.pool)
+        ids = [rng().permutation(case.num_experts)[: case.top_k] for _ in range(num_tokens)]
+        self.out = np.empty((num_tokens, case.hidden_size), F32)
+        self.call = (
+            normal(num_tokens, case.hidden_size),
+            np.array(ids, I32),
+            np.full((num_tokens, case.top_k), 0.5, F32),
+            self.out,
+        )
+
+
+class Paged:
+    """Sequences of BENCH_ATTENTION in pages of random order."""
+
+    def __init__(self, dtype: str):
+        case = cases.BENCH_ATTENTION
+        lengths = np.array([cached + rows for cached, rows in case.sequences], I32)
+        rows = [rows for _, rows in case.sequences]
+        pages = -(-int(lengths.max()) // case.page_size)
+        shape = (pages * len(rows), case.page_size, case.num_kv_heads, case.head_dim)
+        self.dtype = dtype
+        self.caches = stored(normal(*shape), dtype), stored(normal(*shape), dtype)
+        self.q = normal(sum(rows), case.num_heads, case.head_dim)
+        self.kv = normal(sum(rows), case.num_kv_heads, case.head_dim)
+        self.out = np.empty_like(self.q)
+        self.table = rng().permutation(shape[0]).astype(I32).reshape(len(rows), pages)
+        self.seq_lens = lengths
+        self.cu_seqlens_q = np.cumsum([0, *rows]).astype(I32)
+        self.positions = lengths - 1
+        angle = normal(2048, case.head_dim // 2)
+        self.cos, self.sin = np.cos(angle), np.sin(angle)
+
+    def attend(self, ops: Ops) -> None:
+        """The attention op."""
+        ops.attention(
+            self.q,
+            *self.caches,
+            self.table,
+            self.seq_lens,
+            self.cu_seqlens_q,
+            self.out,
+            scale=0.125,
+            dtype=self.dtype,
+        )
+
+    def write(self, ops: Ops) -> None:
+        """The op that rotates q and k and writes k and v to slots 0, 1, ..."""
+        slots = np.arange(len(self.q), dtype=I32)
+        ops.rope_write_kv(
+            self.q,
+            self.kv,
+            self.kv,
+            self.cos,
+            self.sin,
+            self.positions,
+            slots,
+            *self.caches,
+            dtype=self.dtype,
+        )
+
+
+def make_stream() -> Stream:
+    """A stream on a pool of its own."""
+    return Stream(make_pool())
