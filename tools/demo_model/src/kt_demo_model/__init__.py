@@ -4,7 +4,7 @@
 Not part of the four packages and importing none of them: what is built here is material for them.
 """
 
-from kt_demo_model.builders import BUILDERS, build_exact
+from kt_demo_model.builders import BUILDERS, build_exact, build_sparse
 from kt_demo_model.texts import calibration_text, heldout_text
 
-__all__ = ("BUILDERS", "build_exact", "calibration_text", "heldout_text")
+__all__ = ("BUILDERS", "build_exact", "build_sparse", "calibration_text", "heldout_text")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m kt_demo_model [NAME]`: build a checkpoint (or all) and print its directory on stdout."""
+"""`python -m kt_demo_model [NAME]`: build a checkpoint (or all), print its directory on stdout."""
 
 import argparse
 import sys

@@ -4,6 +4,7 @@
 torch and gguf are imported only when something must be built: finding a built model is instant.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,4 +56,50 @@ def build_exact(progress: bool = True) -> Path:
     return published_directory(kt_home() / "models" / "smolmoe-exact", recipe, build)
 
 
-BUILDERS: dict[str, Callable[..., Path]] = {"smolmoe-exact": build_exact}
+def build_sparse(progress: bool = True) -> Path:
+    """Return the directory of `smolmoe-sparse`: a glm4_moe with a router fitted on text.
+
+    Args:
+        progress: Report on stderr while building.
+
+    Returns:
+        $KT_HOME/models/smolmoe-sparse, in Hugging Face layout, bf16.
+
+    Raises:
+        RuntimeError: The source weights could not be downloaded.
+        ValueError: The source weights found on disk are not the right ones.
+    """
+    report = BuildProgress(progress)
+    text = calibration_text()
+
+    def build(directory: Path) -> None:
+        from safetensors.torch import save_file
+
+        from kt_demo_model.dense import read_dense
+        from kt_demo_model.shards import write_shards
+        from kt_demo_model.sparse import sparse_config, sparse_tensors, tokenize_documents
+        from kt_demo_model.tokenizer import build_tokenizer, write_json, write_tokenizer
+
+        path = source_gguf(report)
+        with report.phase("smolmoe-sparse: reading the dense model", total=30) as step:
+            model = read_dense(path, step)
+        write_tokenizer(model.metadata, directory)
+        write_json(directory / "config.json", sparse_config(model))
+        documents = tokenize_documents(text, build_tokenizer(model.metadata))
+        with report.phase("smolmoe-sparse: fitting routers and experts", total=30) as step:
+            tensors = sparse_tensors(model, documents, step)
+            write_shards(directory, tensors, save_file, SPARSE_SHARD_BYTES)
+
+    recipe = {
+        "name": "smolmoe-sparse",
+        "version": SPARSE_RECIPE,
+        "source_sha256": GGUF_SHA256,
+        "calibration_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return published_directory(kt_home() / "models" / "smolmoe-sparse", recipe, build)
+
+
+BUILDERS: dict[str, Callable[..., Path]] = {
+    "smolmoe-exact": build_exact,
+    "smolmoe-sparse": build_sparse,
+}

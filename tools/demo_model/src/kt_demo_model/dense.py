@@ -59,6 +59,7 @@ def read_dense(path: Path, step: Callable[[], None]) -> DenseModel:
     layer_done = 0
     for tensor in reader.tensors:
         weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        weight = np.require(weight, requirements="W")  # torch wants no view of the mapped file
         name = tensor.name.removesuffix(".weight")
         if name in MODEL_NAMES:
             tensors[f"{MODEL_NAMES[name]}.weight"] = weight
@@ -93,7 +94,7 @@ def read_dense(path: Path, step: Callable[[], None]) -> DenseModel:
 
 
 def _half_split_rows(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
-    """Undo the row order GGUF's llama uses for interleaved RoPE: (head, pair, half) -> (head, half, pair)."""
+    """Undo GGUF llama's rows for interleaved RoPE: (head, pair, half) -> (head, half, pair)."""
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories under $KT_HOME: locked, published whole or not at all, rebuilt when their recipe changes.
+"""Directories under $KT_HOME: locked, published whole or not at all, rebuilt with their recipe.
 
 Knows nothing about models; a builder function fills an empty directory.
 """
@@ -17,7 +17,9 @@ MANIFEST_NAME = "kt_manifest.json"
 
 def kt_home() -> Path:
     """The root of everything KT keeps on disk: $KT_HOME, else ~/.cache/kt."""
-    return Path(os.environ.get("KT_HOME") or "~/.cache/kt").expanduser()
+    # The one place where this package reads the environment.
+    configured = os.environ.get("KT_HOME")  # noqa: TID251 -- see above
+    return Path(configured or "~/.cache/kt").expanduser()
 
 
 @contextmanager

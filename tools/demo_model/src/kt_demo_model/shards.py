@@ -42,7 +42,7 @@ def write_shards(
         total_bytes += tensor.nbytes
     close_shard()
 
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file_name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"shard-{number}").rename(directory / file_name)

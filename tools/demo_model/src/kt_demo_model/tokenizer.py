@@ -24,13 +24,15 @@ def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
     """
     kind = (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"])
     if kind != ("gpt2", "smollm"):
-        raise ValueError(f"[tokenizer] the GGUF tokenizer must be gpt2/smollm; got {'/'.join(kind)}")
+        raise ValueError(
+            f"[tokenizer] the GGUF tokenizer must be gpt2/smollm; got {'/'.join(kind)}"
+        )
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     left_right = [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]]
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     merges = [(left, right) for left, right in left_right]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    # `smollm` means: every digit alone, then GPT-2's split into words, numbers, punctuation, spaces.
+    # `smollm` means: every digit alone, then GPT-2's split into words, punctuation and spaces.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -55,7 +57,7 @@ def write_tokenizer(metadata: dict[str, Any], directory: Path) -> None:
     bos, eos, pad, unknown = (
         metadata[f"tokenizer.ggml.{role}_token_id"] for role in ("bos", "eos", "padding", "unknown")
     )
-    # The class name is the generic one: model-specific classes would put in their own pre-tokenizer.
+    # The generic class, because model-specific ones would put in their own pre-tokenizer.
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokens[bos],
