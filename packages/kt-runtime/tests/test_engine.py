@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt_runtime.core import ContextLengthError, EngineClosedError, QueueFullError, Request
+from kt_runtime.core import (
+    ContextLengthError,
+    EngineClosedError,
+    QueueFullError,
+    Request,
+    SamplingParams,
+)
+from kt_runtime.exec.sampler import sample
 
 from .fake_model import (
     EOS,
@@ -297,6 +304,16 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on():
     assert engine.stats().pages_free == 64
     engine.add(greedy_request("good", [5], 5))
     assert tokens_of(drain(engine), "good") == greedy_continuation([5], 5)
+
+
+def test_token_n_is_drawn_with_random_number_n_of_the_seed():
+    sampling = SamplingParams(temperature=3.0, seed=4, max_tokens=20, ignore_eos=True)
+    engine = fake_engine()
+    engine.add(Request("a", (1, 2), sampling))
+    ids = [1, 2]
+    for n in range(20):
+        ids.append(sample(history_logits(ids), sampling, 4, n))
+    assert tokens_of(drain(engine), "a") == ids[2:]
 
 
 def test_a_seed_gives_the_same_tokens_whatever_else_runs():

@@ -169,7 +169,7 @@ class LLM:
         return self.engine.stats()
 
     def close(self) -> None:
-        """Free the engine. Idempotent."""
+        """End the engine; later calls raise EngineClosedError. Idempotent."""
         self.engine.close()
 
     def __enter__(self) -> LLM:
