@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `kt` command: serve, chat, doctor. Parses and prints; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from kt_server import __version__
+from kt_server.cli.chat import chat
+from kt_server.cli.doctor import doctor
+from kt_server.cli.serve import serve
+
+app = typer.Typer(
+    name="kt",
+    help="Mixture-of-Experts language models on CPU and GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve)
+app.command()(chat)
+app.command()(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        versions = ", ".join(
+            f"{name} {metadata.version(name)}" for name in ("kt-runtime", "kt-kernel", "kt-kvcache")
+        )
+        typer.echo(f"kt {__version__} ({versions})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: what a user got wrong is one line on stderr and exit status 1."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"kt: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kt serve`: load a model, listen, and stop cleanly when told to. The HTTP API is app.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from aiohttp import web
+
+from kt_runtime.config import EngineConfig
+from kt_server import __version__
+from kt_server.app import create_app
+from kt_server.cli.loading import (
+    KVMemoryOption,
+    LoadedModel,
+    MaxModelLenOption,
+    ModelArgument,
+    NumThreadsOption,
+    WeightFormatOption,
+    load_model,
+)
+from kt_server.served import SERVED, ServerConfig
+
+# What handlers get to send their last event after the engine has ended their requests.
+_CLEANUP_S = 2.0
+
+
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8000,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The model's name in the API [default: MODEL].")
+    ] = None,
+    weight_format: WeightFormatOption = "native",
+    max_model_len: MaxModelLenOption = None,
+    kv_memory_gb: KVMemoryOption = 1.0,
+    kv_page_size: Annotated[int, typer.Option(help="Tokens per KV page.")] = 16,
+    max_batch_tokens: Annotated[int, typer.Option(help="Most tokens computed in one step.")] = 512,
+    max_num_seqs: Annotated[int, typer.Option(help="Most requests running at once.")] = 32,
+    num_threads: NumThreadsOption = None,
+) -> None:
+    """Serve MODEL through an OpenAI-compatible API."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = EngineConfig(
+        weight_format=weight_format,
+        max_model_len=max_model_len,
+        kv_memory_gb=kv_memory_gb,
+        num_threads=num_threads,
+        page_size=kv_page_size,
+        max_batch_tokens=max_batch_tokens,
+        max_num_seqs=max_num_seqs,
+    )
+    loaded = load_model(model, config)
+    server_config = ServerConfig(sampling_defaults=loaded.sampling_defaults)
+    app = create_app(
+        loaded.engine,
+        loaded.tokenizer,
+        loaded.chat_template,
+        served_model_name or model,
+        server_config,
+    )
+    try:
+        asyncio.run(run_server(app, host, port, lambda url: _announce(app, loaded, url)))
+    finally:
+        loaded.engine.close()
+
+
+async def run_server(
+    app: web.Application, host: str, port: int, announce: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM, then drain: accept nothing new, let requests in flight finish
+    for a while, end the rest. A second signal ends the waiting.
+
+    Args:
+        app: made by `create_app`.
+        host: address to listen on.
+        port: 0 picks a free one.
+        announce: called with the URL once requests are accepted.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    served = app[SERVED]
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLEANUP_S
+    )
+    await runner.setup()
+    stop = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        announce(_url(host, runner))
+        await stop.wait()
+        served.draining = True
+        await site.stop()
+        await _drained(app, hurry)
+    finally:
+        await asyncio.to_thread(served.engine.close, "the server is shutting down")
+        await runner.cleanup()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _drained(app: web.Application, hurry: asyncio.Event) -> None:
+    """Returns when nothing is in flight, when time is up, or on a second signal."""
+    served = app[SERVED]
+    deadline = asyncio.get_running_loop().time() + served.config.drain_s
+    while served.num_in_flight and not hurry.is_set():
+        if asyncio.get_running_loop().time() >= deadline:
+            break
+        await asyncio.sleep(0.02)
+
+
+def _url(host: str, runner: web.AppRunner) -> str:
+    port = runner.addresses[0][1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
+    """What runs, then the line that scripts wait for: `listening on URL`."""
+    engine, stats = loaded.engine, loaded.engine.stats()
+    name = app[SERVED].model_name
+    pages = f"{stats.num_pages} pages of {engine.config.page_size} tokens, {stats.kv_dtype}"
+    template = "yes" if loaded.chat_template is not None else "none: completions only"
+    rows = {
+        "kt": __version__,
+        "model": f"{name} ({loaded.path})",
+        "backend": stats.backend,
+        "kernel target": stats.kernel_target,
+        "weight format": stats.weight_format,
+        "context length": f"{engine.max_model_len} tokens",
+        "KV cache": pages,
+        "chat template": template,
+    }
+    penalty = loaded.sampling_defaults.repetition_penalty
+    if penalty not in (None, 1.0):
+        rows["note"] = f"the checkpoint's repetition_penalty of {penalty} is not applied"
+    for label, value in rows.items():
+        print(f"{label:15s} {value}")
+    print(f"listening on {url}", flush=True)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an HTTP request to engine requests: decode, refuse what is unsupported, apply defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from kt_runtime.core import ContextLengthError, Request, SamplingParams
+from kt_server.errors import ApiError, invalid_json, unavailable
+from kt_server.openai.types import GenerationRequest, PromptTokensDetails, Usage
+from kt_server.served import SERVED, Served
+
+R = TypeVar("R", bound=GenerationRequest)
+
+# Field → the values that ask for nothing. Null never does.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_tokens": (0,),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "include_stop_str_in_output": (False,),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "use_beam_search": (False,),
+    "truncate_prompt_tokens": (),
+    "priority": (0,),
+    "tools": ([],),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "audio": (),
+    "continue_final_message": (False,),
+    "chat_template": (),
+    "documents": ([],),
+    "echo": (False,),
+    "suffix": ("",),
+}
+
+
+async def read_request(http_request: web.Request, type: type[R]) -> R:
+    """Decode and check the body of a generation request.
+
+    Raises:
+        ApiError: 400 for anything wrong with it, 404 for another model's name, 413 for its size,
+            503 while the server shuts down.
+    """
+    served = http_request.app[SERVED]
+    if served.draining:
+        raise unavailable("the server is shutting down", "shutting_down")
+    limit = served.config.max_body_bytes
+    if (http_request.content_length or 0) > limit:  # before any of it is read
+        raise web.HTTPRequestEntityTooLarge(limit, http_request.content_length or 0)
+    body = await http_request.read()
+    try:
+        request = msgspec.json.decode(body, type=type)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid_json(error) from None
+    check_model(served, request.model)
+    for name, harmless in UNSUPPORTED.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in harmless:
+            message = f"{name} is not supported by this server; got {value!r:.100}"
+            raise ApiError(400, message, param=name, code="unsupported_parameter")
+    return request
+
+
+def check_model(served: Served, name: str) -> None:
+    """Raises ApiError 404 unless `name` is the served model's."""
+    if name != served.model_name:
+        message = f"model must be {served.model_name!r}, the one served here; got {name!r:.200}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def sampling_params(
+    served: Served, request: GenerationRequest, max_tokens: int | None
+) -> SamplingParams:
+    """The request's settings over the checkpoint's.
+
+    Raises:
+        ApiError: 400, a value is out of range.
+    """
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    try:
+        return served.config.sampling_defaults.params(
+            max_tokens=max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            seed=request.seed,
+            stop=stop,
+            stop_token_ids=request.stop_token_ids or [],
+            ignore_eos=bool(request.ignore_eos),
+        )
+    except ValueError as error:
+        raise ApiError(400, str(error)) from None
+
+
+def engine_request(
+    served: Served,
+    request_id: str,
+    prompt_token_ids: Sequence[int],
+    sampling: SamplingParams,
+    tenant: str | None,
+    param: str,
+) -> Request:
+    """One request that the engine will take unless it is full.
+
+    Args:
+        param: the field that the prompt came in, for errors.
+
+    Raises:
+        ApiError: 400, the prompt is empty, too long, or holds unknown ids.
+    """
+    request = Request(request_id, tuple(prompt_token_ids), sampling, tenant=tenant)
+    try:
+        served.engine.validate(request)
+    except ContextLengthError as error:
+        code = "context_length_exceeded"
+        raise ApiError(400, str(error), param=param, code=code) from None
+    except ValueError as error:
+        raise ApiError(400, str(error), param=param) from None
+    return request
+
+
+def json_response(content: msgspec.Struct) -> web.Response:
+    """A 200 with `content` as JSON."""
+    return web.Response(body=msgspec.json.encode(content), content_type="application/json")
+
+
+def usage(num_prompt_tokens: int, num_cached_tokens: int, num_generated_tokens: int) -> Usage:
+    """OpenAI's account of a request's tokens."""
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_generated_tokens,
+        total_tokens=num_prompt_tokens + num_generated_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
+    )

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine that answers with a given text, one byte per token, and a tokenizer to go with it.
+
+Keeps kt_runtime.Engine's promises about events, aborts and pages; computes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from kt_runtime.core import (
+    ContextLengthError,
+    EngineClosedError,
+    EngineStats,
+    FinishReason,
+    QueueFullError,
+    Request,
+    TokenEvent,
+)
+from kt_runtime.text import ChatTemplate, Tokenizer
+
+PAGE_SIZE = 16
+NUM_PAGES = 64
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte, then three control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {character: i for i, character in enumerate(alphabet)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>"])
+    return Tokenizer(backend)
+
+
+TOKENIZER = byte_tokenizer()
+END = TOKENIZER.encode("<|end|>")[0]
+TEMPLATE = ChatTemplate(
+    "{% for m in messages %}"
+    "{% if m.content == 'refuse' %}{{ raise_exception('no refusing') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>{{ suffix }}"
+)
+
+
+class FakeEngine:
+    """Answers every request with `answer` and an end token.
+
+    Attributes:
+        answer: the text, or a function from the request to it.
+        token_s: seconds between two tokens.
+        first_token_s: seconds before the first.
+        fail_at: token number at which a request ends with an error, or None.
+        cached_tokens: reported as reused from every prompt.
+        max_running: more requests than this are refused as a full queue.
+        requests: all that were admitted, in order.
+        finished: requests ended, by reason; "abort" where the reader left.
+    """
+
+    def __init__(self, answer: str | Callable[[Request], str] = "Paris.") -> None:
+        self.answer = answer
+        self.token_s = 0.0
+        self.first_token_s = 0.0
+        self.fail_at: int | None = None
+        self.cached_tokens = 0
+        self.max_running = 100
+        self.max_model_len = 500
+        self.closed_reason: str | None = None
+        self.requests: list[Request] = []
+        self.finished: Counter[str] = Counter()
+        self._running: dict[str, int] = {}
+        self._num_tokens = 0
+
+    def validate(self, request: Request) -> None:
+        ids = request.prompt_token_ids
+        if not ids or min(ids) < 0 or max(ids) >= TOKENIZER.vocab_size:
+            raise ValueError(f"[engine.add] prompt_token_ids must be ids; got {ids[:3]}")
+        if len(ids) + 1 > self.max_model_len:
+            raise ContextLengthError(len(ids) + 1, self.max_model_len, "the prompt and one token")
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        self.validate(request)
+        if self.closed_reason is not None:
+            raise EngineClosedError(self.closed_reason)
+        if len(self._running) >= self.max_running:
+            raise QueueFullError(self.max_running)
+        self.requests.append(request)
+        self._running[request.request_id] = -(-len(request.prompt_token_ids) // PAGE_SIZE)
+        reason: FinishReason = "abort"
+        try:
+            for event in self._events(request):
+                await self._pause(event.num_generated_tokens)
+                if self.closed_reason is not None:
+                    yield self._event(request, 0, None, "abort")
+                    return
+                self._num_tokens += event.token_id is not None
+                reason = event.finish_reason or "abort"
+                yield event
+        finally:
+            del self._running[request.request_id]
+            self.finished[reason] += 1
+
+    def stats(self) -> EngineStats:
+        used = sum(self._running.values())
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=0,
+            num_pages=NUM_PAGES,
+            pages_free=NUM_PAGES - used - 1,
+            pages_cached=1,
+            pages_used=used,
+            steps=self._num_tokens,
+            graph_steps=0,
+            prompt_tokens=sum(len(r.prompt_token_ids) for r in self.requests),
+            cached_tokens=self.cached_tokens * len(self.requests),
+            generated_tokens=self._num_tokens,
+            finished=dict(self.finished),
+            backend="fake",
+            kernel_target="none",
+            weight_format="native",
+            kv_dtype="bf16",
+            op_counts={"attention": 3},
+        )
+
+    def close(self, reason: str = "the engine was closed") -> None:
+        self.closed_reason = self.closed_reason or reason
+
+    async def _pause(self, num_generated: int) -> None:
+        seconds = self.first_token_s if num_generated == 1 else self.token_s
+        step = 0.005
+        while seconds > 0 and self.closed_reason is None:
+            await asyncio.sleep(min(step, seconds))
+            seconds -= step
+        await asyncio.sleep(0)
+
+    def _events(self, request: Request) -> list[TokenEvent]:
+        answer = self.answer if isinstance(self.answer, str) else self.answer(request)
+        sampling = request.sampling
+        events = []
+        ids = [*TOKENIZER.encode(answer), END]
+        room = self.max_model_len - len(request.prompt_token_ids)
+        for number, token_id in enumerate(ids, start=1):
+            if number == self.fail_at:
+                return [*events, self._event(request, number - 1, None, "error")]
+            reason: FinishReason | None = None
+            if (token_id == END and not sampling.ignore_eos) or token_id in sampling.stop_token_ids:
+                reason = "stop"
+            elif number in (sampling.max_tokens, room, len(ids)):
+                reason = "length"
+            events.append(self._event(request, number, token_id, reason))
+            if reason is not None:
+                break
+        return events
+
+    def _event(
+        self, request: Request, number: int, token_id: int | None, reason: FinishReason | None
+    ) -> TokenEvent:
+        error = "kernel fell over" if reason == "error" else None
+        num_prompt = len(request.prompt_token_ids)
+        return TokenEvent(
+            request.request_id, token_id, reason, num_prompt, self.cached_tokens, number, error
+        )
