@@ -3,33 +3,35 @@
 
 from kt_kernel import Experts, Stream
 
-from .inputs import Layer, cases
+from .inputs import CpuTime, Layer, cases
 
 
-class Forward:
+class Forward(CpuTime):
     params = (cases.FORMATS, cases.BENCH_ROWS)
     param_names = ("format", "num_tokens")
 
     def setup(self, format, num_tokens):
         self.layer = Layer(format, num_tokens)
-        self.stream = Stream(self.layer.pool)
 
     def time_forward(self, format, num_tokens):
         self.layer.moe.forward(*self.layer.call)
 
-    def time_moe_op(self, format, num_tokens):
-        self.stream.moe(self.layer.moe, *self.layer.call)
 
+class Call:
+    """The ways to make one decode call, waiting included. Wall time."""
 
-class Submit:
     def setup(self):
         self.layer = Layer("int4", 1)
+        self.stream = Stream(self.layer.pool)
+
+    def time_moe_op(self):
+        self.stream.moe(self.layer.moe, *self.layer.call)
 
     def time_submit_and_wait(self):
         self.layer.moe.wait(self.layer.moe.submit(*self.layer.call))
 
 
-class PackExperts:
+class PackExperts(CpuTime):
     params = cases.FORMATS
     param_names = ("format",)
 

@@ -5,14 +5,14 @@ import numpy as np
 
 from kt_kernel import Graph, Linear
 
-from .inputs import Paged, cases, make_pool, make_stream, normal, pack_linear, stored
+from .inputs import CpuTime, Paged, cases, make_pool, make_stream, normal, pack_linear, stored
 
 F32, I32 = np.float32, np.int32
 # 64 tokens of a small model: 256 KiB, inside the second-level cache on every machine.
 TOKENS, HIDDEN = 64, 1024
 
 
-class Embedding:
+class Embedding(CpuTime):
     params = cases.FLOAT_DTYPES
     param_names = ("dtype",)
 
@@ -26,7 +26,7 @@ class Embedding:
         self.stream.embedding(self.ids, self.weight, self.out, dtype=dtype)
 
 
-class Elementwise:
+class Elementwise(CpuTime):
     def setup(self):
         self.stream = make_stream()
         self.x, self.y = normal(TOKENS, HIDDEN), normal(TOKENS, HIDDEN)
@@ -42,7 +42,7 @@ class Elementwise:
         self.stream.add(self.x, self.y, self.out)
 
 
-class LinearOp:
+class LinearOp(CpuTime):
     params = (cases.FORMATS, cases.BENCH_ROWS)
     param_names = ("format", "num_tokens")
 
@@ -56,7 +56,7 @@ class LinearOp:
         self.stream.linear(self.x, self.linear, self.out)
 
 
-class PackLinear:
+class PackLinear(CpuTime):
     params = cases.FORMATS
     param_names = ("format",)
 
@@ -67,7 +67,7 @@ class PackLinear:
         Linear.pack(self.weight, format=format, pool=self.pool)
 
 
-class KvCache:
+class KvCache(CpuTime):
     params = cases.FLOAT_DTYPES
     param_names = ("dtype",)
 
@@ -81,7 +81,7 @@ class KvCache:
         self.paged.write(self.stream)
 
 
-class Route:
+class Route(CpuTime):
     def setup(self):
         case = cases.BENCH_ROUTE
         self.stream, self.logits = make_stream(), normal(TOKENS, case.num_experts)
@@ -103,7 +103,7 @@ class Route:
 
 
 class Replay:
-    """What an op costs beyond its arithmetic: a hundred additions of one row each."""
+    """What an op costs beyond its arithmetic: a hundred additions of one row each. Wall time."""
 
     def setup(self):
         x, out = normal(1, 64), np.empty((1, 64), F32)
