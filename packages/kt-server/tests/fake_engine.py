@@ -130,6 +130,12 @@ class FakeEngine:
     def close(self, reason: str = "the engine was closed") -> None:
         self.closed_reason = self.closed_reason or reason
 
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     async def _pause(self, num_generated: int) -> None:
         seconds = self.first_token_s if num_generated == 1 else self.token_s
         step = 0.005

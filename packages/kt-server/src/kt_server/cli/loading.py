@@ -7,17 +7,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kt_runtime.config import EngineConfig, WeightFormat
-from kt_runtime.engine import Engine
 from kt_runtime.inspect import resolve_model
 from kt_runtime.text import ChatTemplate, Tokenizer
 from kt_server.sampling import SamplingDefaults
+
+if TYPE_CHECKING:
+    from kt_runtime.engine import Engine
 
 ModelArgument = Annotated[
     str,
@@ -60,6 +62,8 @@ def load_model(name: str, config: EngineConfig) -> LoadedModel:
         ValueError: no such model, or not a usable one; the message says which.
     """
     path = resolve_model(name)
+    from kt_runtime.engine import Engine  # seconds, which `kt --help` need not take
+
     tokenizer = Tokenizer.from_dir(path)
     chat_template = ChatTemplate.from_dir(path)
     sampling_defaults = SamplingDefaults.from_dir(path)
