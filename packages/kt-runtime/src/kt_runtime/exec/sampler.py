@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from kt_runtime.core import SamplingParams
 
-# The first guess at how many candidates hold top_p of the mass. Language models rarely need more;
-# when the guess is too small it grows sixteenfold, so a flat distribution costs at most a few more
-# passes.
+# The first guess at how many tokens hold top_p of the mass; language models rarely need more. Where
+# it is too small, all weights are sorted.
 _FIRST_CANDIDATES = 256
+# Weights per block of the draw: sums of blocks come at memory speed, a running sum over a whole
+# vocabulary would take ten times as long.
+_BLOCK = 512
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
@@ -45,8 +47,7 @@ def sample(logits: Floats, sampling: SamplingParams, seed: int, index: int) -> i
     if sampling.temperature == 0 or sampling.top_k == 1:
         return int(logits.argmax())
     ids, weights = candidates(logits, sampling)
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    return int(ids[np.searchsorted(cumulative, uniform(seed, index) * cumulative[-1], "right")])
+    return int(ids[draw(weights, uniform(seed, index))])
 
 
 def uniform(seed: int, index: int) -> float:
@@ -61,55 +62,58 @@ def uniform(seed: int, index: int) -> float:
     return (bits >> 12) / 2**52
 
 
-def candidates(logits: Floats, sampling: SamplingParams) -> tuple[Ids, Floats]:
-    """Tokens that may be drawn and their unnormalised probabilities.
+def draw(weights: Floats, number: float) -> int:
+    """The index at which the running sum of weights first exceeds `number` times their sum."""
+    sums = np.cumsum(np.add.reduceat(weights, range(0, len(weights), _BLOCK), dtype=np.float64))
+    target = number * sums[-1]
+    block = int(np.searchsorted(sums, target, side="right"))
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    before = sums[block - 1] if block else 0.0
+    index = np.searchsorted(before + np.cumsum(inside, dtype=np.float64), target, side="right")
+    # The two sums of a block may differ in the last bit; a weight of 0 is never drawn.
+    return block * _BLOCK + min(int(index), int(np.flatnonzero(inside)[-1]))
 
-    In order of id where nothing is truncated by rank, else by falling probability.
-    """
+
+def candidates(logits: Floats, sampling: SamplingParams) -> tuple[Ids, Floats]:
+    """Tokens that may be drawn, by id, and their unnormalised probabilities."""
     # A temperature that float32 rounds to 0 would make 0 / 0 of the best token.
     temperature = np.float32(max(sampling.temperature, float(np.finfo(np.float32).tiny)))
     with np.errstate(under="ignore", over="ignore"):
         weights = np.exp((logits - logits.max()) / temperature)
-    ids: Ids | None = None
-    if 0 < sampling.top_k < len(weights):
-        ids = _largest(weights, sampling.top_k)
+    ids = np.arange(len(weights))
+    if 0 < sampling.top_k < len(ids):
+        smallest = np.partition(weights, len(weights) - sampling.top_k)[-sampling.top_k]
+        ids = _largest(weights, sampling.top_k, smallest)
+        weights = weights[ids]
     if sampling.top_p < 1:
-        ids = _top_p(weights, ids, sampling.top_p)
-    kept = weights if ids is None else weights[ids]
+        kept = _top_p(weights, sampling.top_p)
+        ids, weights = ids[kept], weights[kept]
     if sampling.min_p > 0:
-        above = kept >= np.float32(sampling.min_p)  # the most probable token has weight 1
-        ids, kept = (np.flatnonzero(above) if ids is None else ids[above]), kept[above]
-    return (np.arange(len(weights)) if ids is None else ids), kept
+        kept = np.flatnonzero(weights >= np.float32(sampling.min_p))  # the best has weight 1
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights
 
 
-def _largest(weights: Floats, k: int) -> Ids:
-    """Ids of the k largest weights, falling, ties by id. Exact: ties at the edge go to the lower
-    ids."""
-    smallest = np.partition(weights, len(weights) - k)[len(weights) - k]
+def _largest(weights: Floats, k: int, smallest: np.float32) -> Ids:
+    """Ascending indices of the k largest weights, the k-th of which is `smallest`."""
     above = np.flatnonzero(weights > smallest)
     ties = np.flatnonzero(weights == smallest)[: k - len(above)]
-    ids = np.concatenate([above, ties])
-    return ids[np.lexsort((ids, -weights[ids]))]
+    return np.sort(np.concatenate([above, ties]))
 
 
-def _top_p(weights: Floats, ids: Ids | None, top_p: float) -> Ids:
-    """The shortest prefix of `ids` (None: of all ids by falling weight) with top_p of their
-    mass."""
-    if ids is not None:
-        return ids[: _prefix(weights[ids], top_p * weights[ids].sum(dtype=np.float64))]
+def _top_p(weights: Floats, top_p: float) -> Ids:
+    """Ascending indices of the fewest weights that hold top_p of the mass."""
     mass = top_p * weights.sum(dtype=np.float64)
-    size = _FIRST_CANDIDATES
-    while size < len(weights):
-        ids = _largest(weights, size)
-        length = _prefix(weights[ids], mass)
-        if length <= size:
-            return ids[:length]
-        size *= 16
-    ids = np.argsort(-weights, kind="stable")
-    return ids[: _prefix(weights[ids], mass)]
+    size = min(_FIRST_CANDIDATES, len(weights))
+    falling = np.sort(np.partition(weights, len(weights) - size)[-size:])[::-1]
+    length = _prefix(falling, mass)
+    if length > size:
+        falling = np.sort(weights)[::-1]
+        # Rounding may keep even the whole sum below the mass.
+        length = min(_prefix(falling, mass), len(weights))
+    return _largest(weights, length, falling[length - 1])
 
 
 def _prefix(falling: Floats, mass: float) -> int:
-    """How many leading weights it takes to reach `mass`; all, where rounding keeps the sum below
-    it."""
+    """How many leading weights it takes to reach `mass`; more than there are if they do not."""
     return int(np.searchsorted(np.cumsum(falling, dtype=np.float64), mass, side="left")) + 1
