@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from kt_server import __version__
-from kt_server.cli.chat import chat
-from kt_server.cli.doctor import doctor
-from kt_server.cli.serve import serve
+from kt_server.cli.chat import chat as chat_command
+from kt_server.cli.doctor import doctor as doctor_command
+from kt_server.cli.serve import serve as serve_command
 
 app = typer.Typer(
     name="kt",
@@ -21,9 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(serve)
-app.command()(chat)
-app.command()(doctor)
+app.command("serve")(serve_command)
+app.command("chat")(chat_command)
+app.command("doctor")(doctor_command)
 
 
 def _print_version(wanted: bool) -> None:
