@@ -56,8 +56,8 @@ def test_bad_environment_is_a_clear_error(monkeypatch, text):
         ThreadPool()
 
 
-def test_cores_pin_and_set_the_size(monkeypatch):
-    monkeypatch.delenv("KT_THREADS", raising=False)
+def test_cores_pin_and_set_the_size_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("KT_THREADS", "3")
     core = min(os.sched_getaffinity(0))
     pool = ThreadPool(cores=[core])
     assert pool.num_threads == 1

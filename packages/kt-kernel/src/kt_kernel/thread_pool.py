@@ -23,7 +23,7 @@ class ThreadPool:
     """Threads that run ops together. They sleep while there is nothing to do.
 
     Args:
-        num_threads: how many; None means KT_THREADS if set, else one per core in `cores`, else the
+        num_threads: how many; None means one per core in `cores`, else KT_THREADS if set, else the
             physical cores that CPU affinity and the cgroup quota leave to this process.
         cores: CPU ids to pin the threads to; None pins nothing.
 
@@ -36,7 +36,7 @@ class ThreadPool:
 
     def __init__(self, num_threads: int | None = None, cores: Sequence[int] | None = None) -> None:
         if num_threads is None:
-            num_threads = _threads_from_environment() or len(cores or ())
+            num_threads = len(cores) if cores else _threads_from_environment()
         elif num_threads < 1:
             raise ValueError(f"[thread_pool] num_threads must be at least 1; got {num_threads}")
         self._core = _core.ThreadPool(num_threads, list(cores or ()))
