@@ -102,17 +102,19 @@ void Moe::State::place(Arena arena, size_t* bytes) {
 // Counting sort of the (token, slot) pairs by expert; within an expert, tokens ascend.
 void Moe::State::group(const MoeCall& call, int64_t rows) {
   const int num_experts = experts->num_experts();
-  for (int64_t i = 0; i < rows * top_k; ++i)
-    KT_CHECK(kOp, call.topk_ids[i] >= -1 && call.topk_ids[i] < num_experts,
-             "topk_ids must lie in [-1, ", num_experts, "); got ", call.topk_ids[i], " at row ",
-             i / top_k, ", slot ", i % top_k);
+  // Each id is read once, into slot_row: the caller's array may change while this runs.
+  for (int64_t i = 0; i < rows * top_k; ++i) {
+    slot_row[i] = call.topk_ids[i];
+    KT_CHECK(kOp, slot_row[i] >= -1 && slot_row[i] < num_experts, "topk_ids must lie in [-1, ",
+             num_experts, "); got ", slot_row[i], " at row ", i / top_k, ", slot ", i % top_k);
+  }
   const std::lock_guard lock(resident_mutex);
   const auto works = [&](int32_t expert) {
     return expert >= 0 && (resident.empty() || !resident[expert]);
   };
   std::fill(offsets.begin(), offsets.end(), 0);
   for (int64_t i = 0; i < rows * top_k; ++i)
-    if (works(call.topk_ids[i])) ++offsets[call.topk_ids[i] + 1];
+    if (works(slot_row[i])) ++offsets[slot_row[i] + 1];
   groups.clear();
   for (int expert = 0; expert < num_experts; ++expert) {
     offsets[expert + 1] += offsets[expert];
@@ -120,7 +122,7 @@ void Moe::State::group(const MoeCall& call, int64_t rows) {
       groups.push_back({expert, {offsets[expert], offsets[expert + 1]}});
   }
   for (int64_t i = 0; i < rows * top_k; ++i) {
-    const int32_t expert = call.topk_ids[i];
+    const int32_t expert = slot_row[i];
     slot_row[i] = works(expert) ? offsets[expert]++ : -1;
     if (slot_row[i] >= 0) row_ids[slot_row[i]] = static_cast<int32_t>(i / top_k);
   }
