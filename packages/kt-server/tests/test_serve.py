@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from kt_server.app import create_app
-from kt_server.cli.serve import run_server
+from kt_server.cli.serve import check_address, run_server
 from kt_server.served import ServerConfig
 
 from .conftest import MODEL, chat_body, eventually
@@ -104,3 +104,13 @@ async def test_a_port_in_use_is_an_error_and_closes_the_engine(engine: FakeEngin
         with pytest.raises(OSError, match="address already in use"):
             await run_server(app, "127.0.0.1", taken.getsockname()[1], lambda url: None)
     assert engine.closed_reason is not None
+
+
+def test_an_address_is_checked_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1 port {port}"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", 0)
+    with pytest.raises(OSError):
+        check_address("no-such-host.invalid", 0)

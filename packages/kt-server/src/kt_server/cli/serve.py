@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable
 from typing import Annotated
 
@@ -56,6 +57,7 @@ def serve(
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
     )
+    check_address(host, port)
     loaded = load_model(model, config)
     server_config = ServerConfig(sampling_defaults=loaded.sampling_defaults)
     app = create_app(
@@ -69,6 +71,19 @@ def serve(
         asyncio.run(run_server(app, host, port, lambda url: _announce(app, loaded, url)))
     finally:
         loaded.engine.close()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises OSError if `host` and `port` cannot be listened on: before a long load, not after."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: {host} port {port}") from None
 
 
 async def run_server(
