@@ -5,7 +5,7 @@
 
 NB_MODULE(_core, m) {
   // At interpreter exit a program's globals may still hold an engine; that is no leak to report.
-  nb::set_leak_warnings(false);
+  nanobind::set_leak_warnings(false);
   m.doc() = "C++ core of kt_kernel. Private: use kt_kernel.";
   kt::python::bind_dispatch(m);
   kt::python::bind_thread_pool(m);
