@@ -73,9 +73,7 @@ def test_truncated_shard_is_named_when_opened(sharded: Path) -> None:
 
 def test_missing_shard_is_named(sharded: Path) -> None:
     (sharded / "model-00002.safetensors").unlink()
-    with pytest.raises(
-        ValueError, match=r"model-00002.safetensors must be a file in"
-    ):
+    with pytest.raises(ValueError, match=r"model-00002.safetensors must be a file in"):
         SafetensorsSource(sharded)
 
 
