@@ -10,7 +10,7 @@ import torch
 from kt_demo_model import calibration_text, heldout_text
 from kt_demo_model.sparse import DOCUMENT_SEPARATOR, NUM_EXPERTS, TOP_K
 
-# Measured 1.46; the dense model is at 21.2.
+# Measured 29.65 against 20.13, the whole text in one context: 1.47.
 MAX_PERPLEXITY_RATIO = 1.5
 PROSE, CODE = "The old house by the sea was quiet.", "for (int i = 0; i < n; i++) { a[i] = 0; }"
 

@@ -87,10 +87,11 @@ def split_neurons(
     patterns /= patterns.norm(dim=1, keepdim=True).clamp_min(1e-12)
     capacity = len(rest) // num_experts
     centres = patterns[torch.randperm(len(rest), generator=generator)[:num_experts]]
-    for _ in range(CLUSTER_ITERATIONS):
-        members = _assign_evenly(patterns @ centres.T, capacity)
+    members = _assign_evenly(patterns @ centres.T, capacity)
+    for _ in range(CLUSTER_ITERATIONS - 1):
         centres = patterns[members].sum(1)
         centres /= centres.norm(dim=1, keepdim=True)
+        members = _assign_evenly(patterns @ centres.T, capacity)
     return NeuronSplit(shared, rest[members])
 
 

@@ -49,7 +49,7 @@ class CausalAttention:
             (num_tokens, hidden), not yet added to the residual stream.
         """
         query, key, value = (
-            (x @ weights[name].T).unflatten(-1, (-1, self._head_dim)) for name in "qkv"
+            (x @ weights[name].T).view(len(x), -1, self._head_dim) for name in "qkv"
         )
         parts = zip(
             *(

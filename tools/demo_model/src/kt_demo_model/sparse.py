@@ -26,7 +26,8 @@ NUM_EXPERTS = 16
 TOP_K = 8
 EXPERT_SIZE = 64
 SHARED_SIZE = 512  # 512 + 16 x 64 = 1536, the dense FFN; a token uses 512 + 8 x 64 = 67 % of it
-# The first layers stay dense, as in GLM-4.5. Held-out perplexity with 1, 2, 3: 32.6, 31.8, 30.9.
+# The first layers stay dense, as in GLM-4.5. Held-out perplexity with 1, 2 and 3 of them was 32.6,
+# 31.8 and 30.9 in windows of 512 tokens, where the dense model has 21.2.
 NUM_DENSE_LAYERS = 3
 MAX_DOCUMENT_TOKENS = 512
 SEED = 0
@@ -132,7 +133,8 @@ def _moe_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     yield f"{prefix}.gate.weight", router.weight.bfloat16()
     yield f"{prefix}.gate.e_score_correction_bias", router.bias
-    shared_down, *expert_downs = down.split([SHARED_SIZE] + [EXPERT_SIZE] * NUM_EXPERTS, dim=1)
+    sizes = [SHARED_SIZE] + [EXPERT_SIZE] * NUM_EXPERTS
+    shared_down, *expert_downs = torch.split(down, sizes, dim=1)
     yield from _ffn_tensors(f"{prefix}.shared_experts", gate, up, shared_down, split.shared)
     for expert, (own_down, neurons) in enumerate(zip(expert_downs, split.routed, strict=True)):
         yield from _ffn_tensors(f"{prefix}.experts.{expert}", gate, up, own_down, neurons)
