@@ -53,7 +53,7 @@ class CausalAttention:
         )
         parts = zip(
             *(
-                tensor.split(self._document_lengths)
+                torch.split(tensor, self._document_lengths)
                 for tensor in (self._rotate(query), self._rotate(key), value)
             ),
             strict=True,
