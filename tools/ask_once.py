@@ -34,9 +34,9 @@ def main() -> int:
     parser.add_argument("--prompt", default="What is the capital of France?")
     parser.add_argument("--max-tokens", type=int, default=256)
     arguments = parser.parse_args()
-    server = subprocess.Popen(
-        [KT, "serve", arguments.model, "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
+    # No log lines between the words of the answer.
+    command = ["env", "KT_LOG=warning", KT, "serve", arguments.model, "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
     watchdog.start()
     try:

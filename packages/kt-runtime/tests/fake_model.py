@@ -6,7 +6,7 @@ A wrong page, slot, position or length changes the hash, so engine tests see it;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class FakeCausalLM:
         head_dim=1,
         max_position_embeddings=256,
     )
+    weight_formats: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self.fail_at: int | None = None  # a token id: a batch that holds it raises

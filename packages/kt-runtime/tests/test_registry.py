@@ -74,7 +74,9 @@ class SpyOps(TorchOps):
 
 def formats_of(path: Path, weight_format: Any) -> dict[str, set[str]]:
     ops = SpyOps()
-    load_model(path, ops, weight_format)
+    model = load_model(path, ops, weight_format)
+    said = {kind: set(formats.split("+")) for kind, formats in model.weight_formats.items()}
+    assert said == ops.formats  # what the model reports is what was packed
     return ops.formats
 
 

@@ -123,6 +123,7 @@ class FakeEngine:
             backend="fake",
             kernel_target="none",
             weight_format="native",
+            weight_formats={"linear": "float32", "experts": "bf16"},
             kv_dtype="bf16",
             op_counts={"attention": 3},
         )

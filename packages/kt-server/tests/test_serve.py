@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from kt_server.app import create_app
-from kt_server.cli.serve import check_address, run_server
+from kt_server.cli.serve import check_address, log_level, run_server, weight_format_line
 from kt_server.served import ServerConfig
 
 from .conftest import MODEL, chat_body, eventually
@@ -114,3 +114,17 @@ def test_an_address_is_checked_before_the_model_is_loaded() -> None:
     check_address("127.0.0.1", 0)
     with pytest.raises(OSError):
         check_address("no-such-host.invalid", 0)
+
+
+def test_the_weight_format_is_told_as_asked_for_and_as_packed(engine: FakeEngine) -> None:
+    assert weight_format_line(engine.stats()) == "native (experts bf16, linear float32)"
+
+
+def test_the_log_level_comes_from_kt_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KT_LOG", raising=False)
+    assert log_level() == "INFO"
+    monkeypatch.setenv("KT_LOG", "warning")
+    assert log_level() == "WARNING"
+    monkeypatch.setenv("KT_LOG", "loud")
+    with pytest.raises(ValueError, match=r"KT_LOG must be one of .*; got 'loud'"):
+        log_level()

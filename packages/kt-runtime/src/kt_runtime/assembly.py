@@ -32,6 +32,7 @@ class EngineParts:
         runner: computes steps.
         pool: hands out pages.
         page_counts: how many pages hold what; callable from any thread.
+        weight_formats: what each kind of matrix was packed to.
         kernel_target: name of the instruction set in use.
         op_counts: how often each kernel op ran.
     """
@@ -43,6 +44,7 @@ class EngineParts:
     runner: Runner
     pool: PagePool
     page_counts: Callable[[], PageCounts]
+    weight_formats: Mapping[str, str]
     kernel_target: Callable[[], str]
     op_counts: Callable[[], Mapping[str, int]]
 
@@ -101,6 +103,7 @@ def build_parts(
             reuse=config.enable_prefix_cache,
         ),
         page_counts=store.page_counts,
+        weight_formats=model.weight_formats,
         kernel_target=backend.kernel_target,
         op_counts=backend.op_counts,
     )

@@ -116,7 +116,9 @@ class EngineStats:
         prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
         finished: requests ended, by finish_reason.
         backend, kernel_target: "kt" or "torch"; the instruction set in use ("avx2", …; "torch").
-        weight_format, kv_dtype: as resolved.
+        weight_format: as asked for.
+        weight_formats: what each kind of matrix was packed to: {"experts": "int4", …}.
+        kv_dtype: as resolved.
         op_counts: how often each kernel op ran; empty for the torch backend.
     """
 
@@ -135,6 +137,7 @@ class EngineStats:
     backend: str
     kernel_target: str
     weight_format: str
+    weight_formats: Mapping[str, str]
     kv_dtype: str
     op_counts: Mapping[str, int]
 

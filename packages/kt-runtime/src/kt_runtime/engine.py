@@ -227,6 +227,7 @@ class Engine:
             backend=self.config.backend,
             kernel_target=parts.kernel_target(),
             weight_format=self.config.weight_format,
+            weight_formats=parts.weight_formats,
             kv_dtype=self.config.resolved_kv_dtype,
             op_counts=parts.op_counts(),
         )

@@ -6,7 +6,7 @@ Importing this module does not import torch: the scheduler and its tests stay li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -165,6 +165,10 @@ class CausalLM(Protocol):
 
     @property
     def shape(self) -> ModelShape: ...
+    @property
+    def weight_formats(self) -> Mapping[str, str]:
+        """What each kind of matrix was packed to: {"experts": "int4", "linear": "int8", …}."""
+        ...
 
     def forward(self, ops: Ops, batch: Batch, kv: Sequence[KVLayer]) -> Tensor:
         """→ logits (R, vocab_size) float32 of batch.logits_rows (all rows if None)."""

@@ -239,6 +239,7 @@ class Decoder:
     norm: Any
     lm_head: Any
     eps: float
+    weight_formats: Mapping[str, str]
 
     @classmethod
     def load(
@@ -271,6 +272,7 @@ class Decoder:
                 role="lm_head",
             ),
             layers[0].eps,
+            weights.formats,
         )
 
     def forward(self, ops: Ops, batch: Batch, kv: Sequence[KVLayer]) -> Tensor:

@@ -4,6 +4,7 @@ architecture."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from math import prod
@@ -42,6 +43,7 @@ class WeightReader:
             name: prod(source.shape(name)) * source.dtype(name).itemsize for name in source.names()
         }
         self._unread = set(self._bytes)
+        self._formats: defaultdict[Role, set[str]] = defaultdict(set)
         self._bytes_read = 0
 
     def vector(self, name: str, size: int) -> Any:
@@ -98,6 +100,14 @@ class WeightReader:
             num_experts, hidden_size, intermediate_size, top_k, weight_format, load
         )
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """What each kind of matrix was packed to so far: {"experts": "int4", "linear": "int8", …}.
+
+        Several formats of one kind (a checkpoint of mixed dtypes) are joined by "+".
+        """
+        return {role: "+".join(sorted(packed)) for role, packed in self._formats.items()}
+
     def finish(self, ignore: Callable[[str], bool]) -> None:
         """Refuses a checkpoint with tensors that the model did not read, unless `ignore` says they
         are no part of it: a tensor nobody reads is mathematics that is missing."""
@@ -110,7 +120,9 @@ class WeightReader:
         self._report(sum(self._bytes.values()))
 
     def _format(self, role: Role, stored: torch.dtype) -> str:
-        return resolve(self._weight_format, role, stored)
+        packed = resolve(self._weight_format, role, stored)
+        self._formats[role].add(packed)
+        return packed
 
     def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         got = self._source.shape(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import typer
 from aiohttp import web
 
 from kt_runtime.config import EngineConfig
+from kt_runtime.core import EngineStats
 from kt_server import __version__
 from kt_server.app import create_app
 from kt_server.cli.loading import (
@@ -27,6 +29,7 @@ from kt_server.cli.loading import (
 )
 from kt_server.served import SERVED, ServerConfig
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 # What handlers get to send their last event after the engine has ended their requests.
 _CLEANUP_S = 2.0
 
@@ -47,7 +50,7 @@ def serve(
     num_threads: NumThreadsOption = None,
 ) -> None:
     """Serve MODEL through an OpenAI-compatible API."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=log_level(), format="%(asctime)s %(levelname)s %(message)s")
     config = EngineConfig(
         weight_format=weight_format,
         max_model_len=max_model_len,
@@ -84,6 +87,18 @@ def check_address(host: str, port: int) -> None:
             probe.bind(address)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}: {host} port {port}") from None
+
+
+def log_level() -> str:
+    """The level named by the environment variable KT_LOG, "info" where it is unset.
+
+    Raises:
+        ValueError: KT_LOG names no level.
+    """
+    name = os.getenv("KT_LOG") or "info"
+    if name.lower() not in LOG_LEVELS:
+        raise ValueError(f"[serve] KT_LOG must be one of {', '.join(LOG_LEVELS)}; got {name!r}")
+    return name.upper()
 
 
 async def run_server(
@@ -145,6 +160,12 @@ def _url(host: str, runner: web.AppRunner) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def weight_format_line(stats: EngineStats) -> str:
+    """What was asked for, and what that came to: "int4 (experts int4, linear int8, …)"."""
+    packed = ", ".join(f"{kind} {name}" for kind, name in sorted(stats.weight_formats.items()))
+    return f"{stats.weight_format} ({packed})"
+
+
 def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
     """What runs, then the line that scripts wait for: `listening on URL`."""
     engine, stats = loaded.engine, loaded.engine.stats()
@@ -156,7 +177,7 @@ def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
         "model": f"{name} ({loaded.path})",
         "backend": stats.backend,
         "kernel target": stats.kernel_target,
-        "weight format": stats.weight_format,
+        "weight format": weight_format_line(stats),
         "context length": f"{engine.max_model_len} tokens",
         "KV cache": pages,
         "chat template": template,
