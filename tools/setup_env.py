@@ -160,16 +160,9 @@ def digest(*files: Path) -> str:
 
 
 def pip(*arguments: object) -> None:
-    """The virtual environment's pip."""
-    run(
-        PYTHON,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        *arguments[:1],
-        "--quiet",
-        *arguments[1:],
-    )
+    """The virtual environment's pip: with its progress on a terminal, quiet elsewhere."""
+    quiet = () if sys.stdout.isatty() else ("--quiet",)
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", *quiet, *arguments)
 
 
 def run(*command: object) -> None:

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -24,11 +25,22 @@
 namespace kt {
 namespace {
 
-// A pause is 40 to 140 cycles. Between jobs of one decode step lie microseconds, so at most ~50 us
-// of waiting awake saves the ~50 us of a wake-up; fruitless spins halve the next one, down to the
-// minimum.
-constexpr int kMaxSpins = 1000;
-constexpr int kMinSpins = 16;
+using std::chrono::microseconds;
+using std::chrono::steady_clock;
+
+// Inside a job the others are at work and arrive within microseconds, while a sleeper takes 50 to
+// 200 us to wake on a virtual machine. A waiter that gives up sooner than that makes its partner
+// wait, give up and sleep in turn: every barrier of the job then costs a wake-up. Only a worker
+// that lost its CPU to another process is awaited in vain.
+constexpr microseconds kBarrierAwake{1000};
+// Between the jobs of one decode step lie microseconds: waiting awake about as long as a wake-up
+// takes saves it. Fruitless waits halve the next one.
+constexpr microseconds kMaxAwake{64};
+constexpr microseconds kMinAwake{1};
+// A pause is 40 to 140 cycles, a yield about 500. Yielding costs the arriving partner nothing, and
+// where the scheduler has put both workers on one CPU it lets the other one run, instead of
+// spinning its time slice (4 ms) away.
+constexpr int kPausesPerYield = 8;
 constexpr int kMaxThreads = 4096;  // a typing error, not a machine
 
 struct Abandoned {};  // leaves a job in which another worker threw; deliberately no std::exception
@@ -41,12 +53,17 @@ void pause() {
 #endif
 }
 
-// Waits until value != old: awake for at most `spins` pauses, then asleep. True if it changed while
-// awake.
-bool await_change(const std::atomic<uint32_t>& value, uint32_t old, int spins) {
-  for (int i = 0; i < spins; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return true;
-    pause();
+// Waits until value != old: awake for that long, then asleep. True if it changed while awake.
+bool await_change(const std::atomic<uint32_t>& value, uint32_t old, microseconds awake) {
+  if (awake.count() > 0) {
+    const auto deadline = steady_clock::now() + awake;
+    do {
+      for (int i = 0; i < kPausesPerYield; ++i) {
+        if (value.load(std::memory_order_acquire) != old) return true;
+        pause();
+      }
+      sched_yield();
+    } while (steady_clock::now() < deadline);
   }
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
   return false;
@@ -60,7 +77,7 @@ struct Worker::Sync {
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<uint32_t> generation{0};
   std::atomic<bool> failed{false};
-  int spins = 0;
+  microseconds awake{0};
 
   void fail() {
     failed.store(true, std::memory_order_release);
@@ -79,7 +96,7 @@ void Worker::barrier() {
     s.generation.fetch_add(1, std::memory_order_acq_rel);
     s.generation.notify_all();
   } else {
-    await_change(s.generation, generation, s.spins);
+    await_change(s.generation, generation, s.awake);
   }
   if (s.failed.load(std::memory_order_acquire)) throw Abandoned{};
 }
@@ -103,7 +120,7 @@ struct ThreadPool::State {
   const pid_t owner = getpid();
   int num_threads = 1;
   bool spare_core = false;  // one more than the workers need: for the submitting thread
-  int barrier_spins = 0;
+  microseconds barrier_awake{0};
   std::vector<std::thread> threads;
 
   mutable std::mutex mutex;
@@ -130,7 +147,7 @@ struct ThreadPool::State {
     if (running || queue.empty()) return;
     running.emplace(queue.front().first, std::move(queue.front().second));
     queue.pop_front();
-    running->sync.spins = barrier_spins;
+    running->sync.awake = barrier_awake;
     running->unfinished = num_threads;
     published.fetch_add(1, std::memory_order_release);
     published.notify_all();
@@ -163,10 +180,10 @@ struct ThreadPool::State {
 
   void work(int id) {
     t_pool = this;
-    int spins = kMinSpins;
+    microseconds awake = kMinAwake;
     for (uint32_t seen = 0;; ++seen) {
-      const bool awake = await_change(published, seen, spare_core ? spins : 0);
-      spins = awake ? std::min(spins * 2, kMaxSpins) : std::max(spins / 2, kMinSpins);
+      const bool in_time = await_change(published, seen, spare_core ? awake : microseconds{0});
+      awake = in_time ? std::min(awake * 2, kMaxAwake) : std::max(awake / 2, kMinAwake);
       {
         const std::lock_guard lock(mutex);
         if (stopping) return;
@@ -213,7 +230,7 @@ ThreadPool::ThreadPool(int num_threads, std::vector<int> cores) : state_(new Sta
   state.num_threads = num_threads;
   const int cpus = static_cast<int>(cores.empty() ? allowed.size() : cores.size());
   state.spare_core = static_cast<int>(allowed.size()) > num_threads;
-  state.barrier_spins = cpus >= num_threads ? kMaxSpins : 0;
+  if (cpus >= num_threads) state.barrier_awake = kBarrierAwake;
   try {
     for (int id = 0; id < num_threads; ++id) {
       state.threads.emplace_back([&state, id] { state.work(id); });
@@ -253,8 +270,10 @@ void ThreadPool::wait(uint64_t ticket) {
   State& state = *state_;
   state.check_process(op);
   KT_CHECK(op, t_pool != &state, "a job must not wait for its own pool; got ticket ", ticket);
-  if (state.spare_core)
-    for (int i = 0; i < kMaxSpins && !done(ticket); ++i) pause();
+  if (state.spare_core) {
+    const auto deadline = steady_clock::now() + kMaxAwake;
+    while (!done(ticket) && steady_clock::now() < deadline) pause();
+  }
   std::unique_lock lock(state.mutex);
   KT_CHECK(op, ticket <= state.submitted, "ticket must have been submitted; got ", ticket);
   state.finished.wait(lock, [&] { return done(ticket); });
