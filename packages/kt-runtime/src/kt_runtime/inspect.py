@@ -61,7 +61,7 @@ def resolve_model(name_or_path: str | Path, progress: bool = True) -> Path:
         found = f"a file ({path.resolve()})"
     else:
         found = f"{str(name_or_path)!r}, where nothing is"
-    names = ", ".join(known_models()) or "none installed; pip install kt-demo-model adds two"
+    names = ", ".join(known_models()) or "none installed; pip install tools/demo_model adds two"
     raise ValueError(
         f"[model] model must be a directory with a config.json or a known name ({names}); "
         f"got {found}"
@@ -131,7 +131,7 @@ def doctor() -> Report:
         )
     versions = {name: _version(name) for name in (*_PACKAGES, *_DEPENDENCIES)}
     if not known_models():
-        problems.append(Problem("no demo models are installed", "pip install kt-demo-model"))
+        problems.append(Problem("no demo models are installed", "pip install tools/demo_model"))
     return Report(
         cpu=_cpu_name(),
         python=platform.python_version(),
@@ -153,7 +153,9 @@ def _kernel(problems: list[Problem]) -> tuple[list[str], str | None, int | None]
     try:
         from kt_kernel import ThreadPool, isa
     except ImportError as error:
-        problems.append(Problem(f"kt-kernel does not load: {error}", "pip install kt-kernel"))
+        problems.append(
+            Problem(f"kt-kernel does not load: {error}", "pip install packages/kt-kernel")
+        )
         return [], None, None
     try:
         return isa.available(), isa.active(), ThreadPool().num_threads
