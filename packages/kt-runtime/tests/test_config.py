@@ -13,8 +13,10 @@ from kt_runtime import EngineConfig, SamplingParams
         ({"kv_dtype": "int8"}, "kv_dtype must be one of auto, float32, bf16; got 'int8'"),
         ({"backend": "cuda"}, "backend must be one of kt, torch"),
         ({"group_size": 48}, "group_size must be 32, 64 or 128; got 48"),
-        ({"num_pages": 0}, "num_pages must be at least 1; got 0"),
-        ({"max_model_len": 0}, "max_model_len must be at least 1"),
+        ({"num_pages": 0}, "num_pages must be a whole number of at least 1; got 0"),
+        ({"max_model_len": 0}, "max_model_len must be a whole number"),
+        ({"page_size": 1.5}, "page_size must be a whole number of at least 1; got 1.5"),
+        ({"num_threads": True}, "num_threads must be a whole number"),
         ({"kv_memory_gb": 0.0}, "kv_memory_gb must be positive"),
         ({"max_batch_tokens": 4}, "max_batch_tokens must be at least max_num_seqs"),
     ],
@@ -40,8 +42,23 @@ def test_auto_kv_is_float32_only_where_everything_is():
         ({"top_k": -1}, "top_k must be at least 0"),
         ({"min_p": 1.5}, r"min_p must lie in \[0, 1\]; got 1.5"),
         ({"stop": ("",)}, "stop strings must not be empty"),
+        ({"stop": (b"x",)}, "stop must be strings"),
+        ({"stop": 5}, "stop must be strings; got 5"),
+        ({"stop_token_ids": (1.0,)}, "stop_token_ids must be ids"),
+        ({"max_tokens": 2.5}, "max_tokens must be a whole number; got 2.5"),
+        ({"top_k": 2.5}, "top_k must be a whole number"),
+        ({"top_k": None}, "top_k must be a whole number"),
+        ({"seed": "a"}, "seed must be a whole number; got 'a'"),
+        ({"temperature": "1"}, "temperature must be a number; got '1'"),
+        ({"top_p": None}, "top_p must be a number"),
     ],
 )
 def test_bad_sampling_params_are_refused(setting, match):
     with pytest.raises(ValueError, match=r"\[sampling\] " + match):
         SamplingParams(**setting)
+
+
+def test_one_stop_string_is_not_its_characters():
+    assert SamplingParams(stop="END").stop == ("END",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(stop_token_ids=[1, 2]).stop_token_ids == (1, 2)

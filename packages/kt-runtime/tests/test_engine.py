@@ -226,7 +226,10 @@ def test_an_id_can_be_used_again_once_its_request_ended():
         ({"prompt": []}, r"prompt_token_ids must hold at least one id"),
         ({"prompt": [1, VOCAB_SIZE]}, rf"must lie in \[0, {VOCAB_SIZE}\); got {VOCAB_SIZE}"),
         ({"prompt": [-1, 2]}, r"got -1"),
-        ({"chunk_size": 0}, r"chunk_size must be at least 1; got 0"),
+        ({"prompt": [1, 2.0]}, r"prompt_token_ids must be of type int; got 'float'"),
+        ({"prompt": [True]}, r"prompt_token_ids must be of type int; got 'bool'"),
+        ({"chunk_size": 0}, r"chunk_size must be a whole number of at least 1; got 0"),
+        ({"chunk_size": 1.5}, r"chunk_size must be a whole number of at least 1; got 1.5"),
         ({"request_id": "in flight"}, r"must be unique among requests in flight; got 'in flight'"),
     ],
 )

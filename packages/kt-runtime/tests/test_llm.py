@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from kt_runtime import LLM, ContextLengthError, SamplingParams
 from kt_runtime.llm import GREEDY, Completion
@@ -48,6 +49,8 @@ def test_one_prompt_or_many_as_text_or_ids(llm):
         llm.generate(ids, greedy()),
         llm.generate(np.array(ids), greedy()),
         llm.generate([ids], greedy()),
+        llm.generate(torch.tensor(ids), greedy()),
+        llm.generate(torch.tensor([ids]), greedy()),
     ]
     for completions in same:
         assert [c.token_ids for c in completions] == [alone[0].token_ids]
@@ -55,6 +58,7 @@ def test_one_prompt_or_many_as_text_or_ids(llm):
     assert [c.token_ids for c in other[1:]] == [alone[0].token_ids] * 2
     assert other[0].token_ids != alone[0].token_ids
     assert llm.generate([], greedy()) == []
+    assert len(llm.generate([torch.tensor([1]), torch.tensor([2])], greedy(1))) == 2
 
 
 def test_usage_is_the_engines(llm):
@@ -141,6 +145,32 @@ def test_one_bad_prompt_refuses_all_and_leaves_nothing_behind(llm):
     assert len(llm.generate([1, 2], greedy())) == 1
 
 
+@pytest.mark.parametrize("ids", [[1.5], np.array([1.0]), torch.tensor([[1, 2]]), "12", None])
+def test_ids_that_are_no_ids_are_refused_not_rounded(llm, ids):
+    with pytest.raises(ValueError, match=r"\[llm.logits\] token ids must be whole numbers in one"):
+        llm.logits(ids)
+    if not isinstance(ids, (str, torch.Tensor)):  # those are prompts
+        with pytest.raises(ValueError, match=r"\[llm.generate\] .* must be"):
+            llm.generate(ids, greedy())
+
+
+def test_logits_that_break_off_leave_nothing_running(llm, monkeypatch):
+    step = llm.engine.step
+    steps = []
+
+    def interrupted():
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.logits([1, 2, 3, 4], chunk_size=1)
+    assert not llm.engine.has_work
+    assert len(llm.generate([1, 2], greedy(3))) == 1
+
+
 def test_an_interrupt_leaves_nothing_running(llm, monkeypatch):
     step = llm.engine.step
     steps = []
@@ -188,7 +218,11 @@ def test_a_checkpoint_without_chat_template_says_so(tmp_path, checkpoint):
         ({"path": "no-such-model"}, ValueError, r"\[model\] .*'no-such-model'"),
         ({"weight_format": "fp8"}, ValueError, r"\[config\] weight_format must be one of"),
         ({"device": "cuda"}, ValueError, r"\[config\] device must be one of auto, cpu"),
-        ({"page_size": 0}, ValueError, r"\[config\] page_size must be at least 1; got 0"),
+        (
+            {"page_size": 0},
+            ValueError,
+            r"\[config\] page_size must be a whole number of at least 1; got 0",
+        ),
         ({"pagesize": 1}, TypeError, "pagesize"),
     ],
 )

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from kt_runtime.core import is_whole
+
 WeightFormat = Literal["native", "float32", "bf16", "int8", "int4"]
 KVDtype = Literal["auto", "float32", "bf16"]
 Backend = Literal["kt", "torch"]
@@ -71,10 +73,16 @@ class EngineConfig:
         one_of("device", self.device, ("auto", "cpu"))
         check(self.group_size in (32, 64, 128), "group_size must be 32, 64 or 128", self.group_size)
         for name in ("page_size", "max_batch_tokens", "max_num_seqs", "max_waiting"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+            value = getattr(self, name)
+            check(
+                is_whole(value) and value >= 1,
+                f"{name} must be a whole number of at least 1",
+                value,
+            )
         for name in ("num_pages", "max_model_len", "num_threads"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} must be at least 1", value)
+            ok = value is None or (is_whole(value) and value >= 1)
+            check(ok, f"{name} must be a whole number of at least 1", value)
         check(self.kv_memory_gb > 0, "kv_memory_gb must be positive", self.kv_memory_gb)
         check(
             self.max_batch_tokens >= self.max_num_seqs,

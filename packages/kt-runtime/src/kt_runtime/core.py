@@ -7,9 +7,10 @@ Plain data; no torch, no behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -27,7 +28,8 @@ class SamplingParams:
         min_p: drop tokens less probable than min_p times the most probable one; 0 is off.
         seed: key of the request's own counter-based random numbers; None draws a fresh one. Equal
             seeds give equal tokens whatever else runs in the batch.
-        stop: strings that end the text (not part of it). Matched on text, after the engine.
+        stop: strings that end the text (not part of it), or one string. Matched on text, after the
+            engine. Kept as a tuple, as stop_token_ids are.
         stop_token_ids: token ids that end the request, besides the model's own end-of-sequence ids.
         ignore_eos: do not stop at the model's end-of-sequence ids.
     """
@@ -38,8 +40,8 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -47,6 +49,13 @@ class SamplingParams:
             if not ok:
                 raise ValueError(f"[sampling] {rule}; got {got!r}")
 
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            check(_is_number(value), f"{name} must be a number", value)
+        for name in ("max_tokens", "top_k", "seed"):
+            value = getattr(self, name)
+            optional = name != "top_k" and value is None
+            check(optional or is_whole(value), f"{name} must be a whole number", value)
         length_ok = self.max_tokens is None or self.max_tokens >= 1
         check(length_ok, "max_tokens must be at least 1", self.max_tokens)
         temperature_ok = 0.0 <= self.temperature <= 100.0
@@ -54,7 +63,27 @@ class SamplingParams:
         check(0.0 < self.top_p <= 1.0, "top_p must lie in (0, 1]", self.top_p)
         check(self.top_k >= 0, "top_k must be at least 0 (0 is off)", self.top_k)
         check(0.0 <= self.min_p <= 1.0, "min_p must lie in [0, 1]", self.min_p)
-        check(all(self.stop), "stop strings must not be empty", self.stop)
+        # Read as a sequence, one string would stop at each of its characters.
+        stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple(self.stop)
+        check(all(isinstance(s, str) for s in stop), "stop must be strings", self.stop)
+        check(all(stop), "stop strings must not be empty", self.stop)
+        stop_ids = _as_tuple(self.stop_token_ids)
+        check(all(map(is_whole, stop_ids)), "stop_token_ids must be ids", self.stop_token_ids)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", stop_ids)
+
+
+def is_whole(value: object) -> bool:
+    """Whether it counts something: an int of Python's or numpy's, and not True or False."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +121,7 @@ class TokenEvent:
             finish_reason "stop". A logits request ends with "length".
         num_prompt_tokens, num_cached_tokens, num_generated_tokens: usage so far; cached = prompt
             tokens whose KV was reused instead of computed.
-        error: why, when finish_reason is "error".
+        error: why, when finish_reason is "error", or "abort" because the engine was closed.
     """
 
     request_id: str

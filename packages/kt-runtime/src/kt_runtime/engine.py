@@ -29,6 +29,7 @@ from kt_runtime.core import (
     QueueFullError,
     Request,
     TokenEvent,
+    is_whole,
 )
 from kt_runtime.exec.batch import build_batch, num_logits_rows
 from kt_runtime.exec.sampler import NonFiniteLogitsError, sample
@@ -275,12 +276,17 @@ class Engine:
 
         ids = request.prompt_token_ids
         check(len(ids) > 0, "prompt_token_ids must hold at least one id", ids)
+        # Not one check per id: prompts are long, and all of one type.
+        others = set(map(type, ids)) - {int}
+        names = ", ".join(kind.__name__ for kind in others)
+        check(not others, "prompt_token_ids must be of type int", names)
         low, high = min(ids), max(ids)
         vocab_size = self.shape.vocab_size
         rule = f"prompt_token_ids must lie in [0, {vocab_size})"
         check(low >= 0 and high < vocab_size, rule, low if low < 0 else high)
-        chunk_ok = request.chunk_size is None or request.chunk_size >= 1
-        check(chunk_ok, "chunk_size must be at least 1", request.chunk_size)
+        chunk_size = request.chunk_size
+        chunk_ok = chunk_size is None or (is_whole(chunk_size) and chunk_size >= 1)
+        check(chunk_ok, "chunk_size must be a whole number of at least 1", chunk_size)
         num_tokens = len(ids) + (0 if request.return_logits else 1)
         if num_tokens > self.max_model_len:
             what = "the prompt" if request.return_logits else "the prompt and one token of output"
@@ -294,7 +300,10 @@ class Engine:
                 self._scheduler.add(sequence)
             aborts, self._aborts = self._aborts, {}
             aborted = [(self._live[i], reason) for i, reason in aborts.items() if i in self._live]
-        return [self._finish(sequence, reason) for sequence, reason in aborted]
+        return [
+            self._finish(sequence, reason, error=self._closed if reason == "abort" else None)
+            for sequence, reason in aborted
+        ]
 
     def _compute(self, step: list[ScheduledSequence]) -> list[TokenEvent]:
         for sequence, _ in step:
@@ -303,9 +312,8 @@ class Engine:
                 self._counts["cached"] += sequence.num_cached_tokens
         try:
             logits = self._parts.runner.run(build_batch(step, self.config.page_size)).numpy()
-        except (
-            Exception
-        ) as error:  # whatever failed, it is these requests' failure, not the engine's
+        except Exception as error:
+            # Whatever failed, it is these requests' failure, not the engine's.
             message = f"{type(error).__name__}: {error}"
             return [self._finish(sequence, "error", error=message) for sequence, _ in step]
         events = []

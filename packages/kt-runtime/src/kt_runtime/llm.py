@@ -5,6 +5,7 @@ of its own."""
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kt_runtime.config import EngineConfig, WeightFormat
 from kt_runtime.core import (
@@ -30,7 +32,8 @@ from kt_runtime.text import ChatTemplate, Detokenizer, Tokenizer
 
 GREEDY = SamplingParams(temperature=0.0)
 
-Prompt = str | Sequence[int]
+TokenIds = Sequence[int] | NDArray[np.integer[Any]] | Tensor
+Prompt = str | TokenIds
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -99,8 +102,8 @@ class LLM:
         """Answer prompts, all batched together.
 
         Args:
-            prompts: a text, a list of token ids, or a list of those. Texts are encoded with the
-                tokenizer's own beginning-of-text tokens.
+            prompts: a text, token ids (a list, an array or a tensor of one row), or several of
+                those. Texts are encoded with the tokenizer's own beginning-of-text tokens.
             sampling: for all of them; None is greedy, up to the end of the context.
 
         Returns:
@@ -109,8 +112,7 @@ class LLM:
         Raises:
             ValueError: a prompt that cannot be run; nothing is generated for any of them then.
         """
-        each: list[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
-        return self._complete([self._encode(prompt) for prompt in each], sampling or GREEDY)
+        return self._complete([self._encode(p) for p in _each_prompt(prompts)], sampling or GREEDY)
 
     def chat(
         self,
@@ -138,9 +140,7 @@ class LLM:
         texts = [template.render(each, **template_variables) for each in conversations]
         return self._complete([tokenizer.encode(text) for text in texts], sampling or GREEDY)
 
-    def logits(
-        self, token_ids: Sequence[int], chunk_size: int | None = None
-    ) -> NDArray[np.float32]:
+    def logits(self, token_ids: TokenIds, chunk_size: int | None = None) -> NDArray[np.float32]:
         """Logits of every position: row i is the model's view of what follows token_ids[: i + 1].
 
         An ordinary request through engine, scheduler, runner and pages that generates nothing.
@@ -153,15 +153,20 @@ class LLM:
             (num_tokens, vocab_size) float32.
 
         Raises:
-            ValueError: ids outside the vocabulary, or more of them than the context holds.
+            ValueError: not whole numbers in one row, ids outside the vocabulary, or more of them
+                than the context holds.
             RuntimeError: the model failed; the message says how.
         """
         request_id = self._next_id()
-        ids = tuple(int(i) for i in token_ids)
+        ids = _plain_ids(token_ids, "logits")
         self.engine.add(Request(request_id, ids, return_logits=True, chunk_size=chunk_size))
-        for event in self._run_until_idle():
-            if event.request_id == request_id and event.finish_reason == "error":
-                raise RuntimeError(f"[llm.logits] the model failed: {event.error}")
+        try:
+            while self.engine.has_work:
+                for event in self.engine.step():
+                    if event.finish_reason in ("error", "abort"):
+                        raise RuntimeError(f"[llm.logits] the model failed: {event.error}")
+        finally:
+            self._end([request_id])
         return self.engine.take_logits(request_id)
 
     def stats(self) -> EngineStats:
@@ -183,7 +188,9 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _complete(self, prompts: list[Sequence[int]], sampling: SamplingParams) -> list[Completion]:
+    def _complete(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams
+    ) -> list[Completion]:
         if sampling.stop:
             self._need_tokenizer("generate")
         answers = [
@@ -204,10 +211,7 @@ class LLM:
                     if answer.stopped_by_text and event.finish_reason is None:
                         self.engine.abort(event.request_id, reason="stop")
         finally:
-            for request_id in running:  # an exception or Ctrl-C leaves nothing running
-                self.engine.abort(request_id)
-            for _ in self._run_until_idle():
-                pass
+            self._end(running)
         return [answer.completion() for answer in answers]
 
     def _sent(self, request: Request) -> bool:
@@ -217,14 +221,17 @@ class LLM:
             return False
         return True
 
-    def _run_until_idle(self) -> Iterable[TokenEvent]:
+    def _end(self, request_ids: Iterable[str]) -> None:
+        """An exception or Ctrl-C leaves nothing running."""
+        for request_id in request_ids:
+            self.engine.abort(request_id)
         while self.engine.has_work:
-            yield from self.engine.step()
+            self.engine.step()
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if isinstance(prompt, str):
             return self._need_tokenizer("generate").encode(prompt, add_special_tokens=True)
-        return [int(i) for i in prompt]
+        return _plain_ids(prompt, "generate")
 
     def _need_tokenizer(self, op: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -281,9 +288,28 @@ class _Answer:
         )
 
 
-def _is_one_prompt(prompts: Any) -> bool:
-    return isinstance(prompts, str) or (len(prompts) > 0 and not _is_sequence(prompts[0]))
+def _each_prompt(prompts: Any) -> list[Any]:
+    """One prompt or several, as lists; arrays and tensors become lists too."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise ValueError(
+            f"[llm.generate] prompts must be a text, token ids or several of those; got {prompts!r}"
+        )
+    items = [_as_list(item) for item in _as_list(prompts)]
+    is_one = bool(items) and not isinstance(items[0], Sequence)
+    return [items] if is_one else items
 
 
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, (str, Sequence, np.ndarray))
+def _plain_ids(token_ids: Any, op: str) -> tuple[int, ...]:
+    """Token ids as ints; nothing is rounded."""
+    try:
+        return tuple(map(operator.index, _as_list(token_ids)))
+    except TypeError:
+        raise ValueError(
+            f"[llm.{op}] token ids must be whole numbers in one row; got {token_ids!r:.100}"
+        ) from None
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic, Tensor)) else value
