@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from kt_runtime.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.slow
 
 MODELS = ("smolmoe-exact", "smolmoe-sparse")
-PROMPT = "The quick brown fox jumps over the lazy dog. 1, 2, 3 — naïve café, 日本."
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -37,11 +37,34 @@ def heldout_ids(model_dir: Path) -> list[int]:
     return Tokenizer.from_dir(model_dir).encode(heldout_text())
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What transformers says: logits (num_tokens, vocab_size), and for each token the smallest
+    distance, over all layers, between the score of the last expert it chose and that of the first
+    it did not (infinite where all experts are used).
+    """
+
+    logits: np.ndarray
+    gaps: np.ndarray
+
+
 @pytest.fixture(scope="module")
-def reference(model_dir: Path, heldout_ids: list[int]) -> np.ndarray:
+def judge(model_dir: Path, heldout_ids: list[int]) -> Judge:
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    gaps = torch.full((len(heldout_ids),), torch.inf)
+
+    def note_gap(gate: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+        hidden = inputs[0].reshape(len(heldout_ids), -1)
+        scores = torch.sigmoid(hidden @ gate.weight.T) + gate.e_score_correction_bias
+        best = scores.topk(model.config.num_experts_per_tok + 1).values
+        torch.minimum(gaps, best[:, -2] - best[:, -1], out=gaps)
+
+    for name, module in model.named_modules():
+        if name.endswith("mlp.gate") and hasattr(module, "e_score_correction_bias"):
+            module.register_forward_hook(note_gap)
     with torch.no_grad():
-        return np.asarray(model(torch.tensor([heldout_ids])).logits[0])
+        logits = model(torch.tensor([heldout_ids])).logits[0]
+    return Judge(np.asarray(logits), np.asarray(gaps))
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +82,21 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
 
 
 def test_float32_logits_equal_transformers(
-    exact: LLM, reference: np.ndarray, heldout_ids: list[int]
+    exact: LLM, judge: Judge, heldout_ids: list[int]
 ) -> None:
     logits = exact.logits(heldout_ids)
-    assert logits.shape == reference.shape
+    assert logits.shape == judge.logits.shape
     assert logits.dtype == np.float32
-    assert np.abs(logits - reference).max() <= 1e-3
-    assert (logits.argmax(axis=1) == reference.argmax(axis=1)).all()
+    errors = np.abs(logits - judge.logits).max(axis=1)
+    wrong = np.flatnonzero(errors > 1e-3)
+    # Two experts whose scores differ by less than float32 can tell are a matter of rounding; rows
+    # after such a token attend to it. Only that may explain the first difference.
+    num_judged = wrong[0] if len(wrong) else len(errors)
+    assert num_judged >= 100
+    if len(wrong):
+        assert judge.gaps[wrong[0]] < 1e-6, f"row {wrong[0]} differs by {errors[wrong[0]]}"
+    agree = logits[:num_judged].argmax(axis=1) == judge.logits[:num_judged].argmax(axis=1)
+    assert agree.all()
 
 
 def test_chunked_one_shot_and_token_by_token_are_bitwise_equal(
@@ -86,14 +117,14 @@ def test_chunked_one_shot_and_token_by_token_are_bitwise_equal(
 )
 def test_perplexity_on_heldout_text_stays_within_the_format_s_bound(
     model_dir: Path,
-    reference: np.ndarray,
+    judge: Judge,
     heldout_ids: list[int],
     weight_format: str,
     bound: float,
 ) -> None:
     with LLM(model_dir, weight_format=weight_format) as llm:
         logits = llm.logits(heldout_ids)
-    ratio = perplexity(logits, heldout_ids) / perplexity(reference, heldout_ids)
+    ratio = perplexity(logits, heldout_ids) / perplexity(judge.logits, heldout_ids)
     assert 1 / bound <= ratio <= bound, f"perplexity ratio {ratio:.4f}"
     # The format really was used: an exact result would mean that nothing was quantised.
-    assert np.abs(logits - reference).max() > 1e-3
+    assert np.abs(logits - judge.logits).max() > 1e-3
