@@ -229,7 +229,7 @@ def test_sigterm_ends_streams_properly_and_exits_0(model_path) -> None:
     assert server.process.wait(30) == 0, "".join(server.log)
     reader.join(10)
     assert not reader.is_alive()
-    assert [error.code for error in broken] == ["generation_failed"]
+    assert [error.code for error in broken] == ["engine_closed"]
     assert "Traceback" not in "".join(server.log)
 
 

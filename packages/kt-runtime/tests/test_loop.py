@@ -155,7 +155,8 @@ async def test_closing_ends_running_streams_and_the_thread():
     task = asyncio.create_task(collect(engine, greedy_request("a", [1], 200)))
     await until(lambda: engine.stats().generated_tokens > 2)
     await asyncio.to_thread(engine.close)
-    assert (await task)[-1].finish_reason == "abort"
+    last = (await task)[-1]
+    assert (last.finish_reason, last.error) == ("abort", engine.closed_reason)
     assert not [t for t in threading.enumerate() if t.name == "kt-engine"]
     with pytest.raises(EngineClosedError, match="was closed"):
         await collect(engine, greedy_request("b", [1]))

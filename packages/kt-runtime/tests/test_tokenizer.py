@@ -113,3 +113,17 @@ def test_a_decoder_that_cannot_stream_is_refused(decoder: decoders.Decoder | Non
         backend.decoder = decoder
     with pytest.raises(ValueError, match=r"\[tokenizer\] decoder must be byte-level BPE or"):
         Tokenizer(backend)
+
+
+def test_the_longest_token_bounds_the_text_of_any_ids() -> None:
+    tokenizer = Tokenizer(BYTE_LEVEL)
+    assert tokenizer.max_token_length == max(map(len, BYTE_LEVEL.get_vocab()))
+    text = "The capital of France is Paris. \u00e9\u4e16\u754c"
+    assert len(text) <= len(tokenizer.encode(text)) * tokenizer.max_token_length
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(
+        ValueError, match=r"\[tokenizer\] text must be valid Unicode; got 'a.ud800'"
+    ):
+        Tokenizer(BYTE_LEVEL).encode("a\ud800")

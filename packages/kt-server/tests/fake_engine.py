@@ -167,7 +167,8 @@ class FakeEngine:
     def _event(
         self, request: Request, number: int, token_id: int | None, reason: FinishReason | None
     ) -> TokenEvent:
-        error = "kernel fell over" if reason == "error" else None
+        errors = {"error": "kernel fell over", "abort": self.closed_reason}
+        error = errors.get(reason or "")
         num_prompt = len(request.prompt_token_ids)
         return TokenEvent(
             request.request_id, token_id, reason, num_prompt, self.cached_tokens, number, error

@@ -42,7 +42,10 @@ def test_help_loads_no_torch(command: str) -> None:
         (["serve", "no-such-model"], "[model] model must be a directory"),
         (["chat", "no-such-model", "hi"], "[model] model must be a directory"),
         (["serve", "x", "--kv-memory-gb", "-1"], "[config] kv_memory_gb must be positive; got -1"),
-        (["serve", "x", "--kv-page-size", "0"], "[config] page_size must be at least 1; got 0"),
+        (
+            ["serve", "x", "--kv-page-size", "0"],
+            "[config] page_size must be a whole number of at least 1; got 0",
+        ),
     ],
 )
 def test_mistakes_are_one_line_on_stderr(arguments: list[str], message: str) -> None:

@@ -82,6 +82,15 @@ def test_piped_text_joins_the_question(
     assert prompts(loaded) == ["<|user|>Summarise:\n\nsome text<|assistant|>"]
 
 
+def test_piped_bytes_that_are_no_text_are_marked(
+    loaded: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdin", pipe)
+    chat_module.chat("x")
+    assert prompts(loaded) == ["<|user|>caf\N{REPLACEMENT CHARACTER}<|assistant|>"]
+
+
 def test_an_interactive_conversation(
     loaded: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

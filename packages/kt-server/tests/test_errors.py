@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -90,6 +91,31 @@ async def test_hostile_body(
     assert error["type"] == "invalid_request_error"
     assert engine.requests == []
     assert (await client.post(CHAT, json=chat_body())).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, chat_body("x" * 10_000), "messages"),
+        ("/v1/completions", completion_body("x" * 10_000), "prompt"),
+        ("/v1/completions", completion_body(["short", "x" * 10_000]), "prompt"),
+    ],
+)
+async def test_a_text_that_can_never_fit_is_refused_without_encoding_it(
+    client: TestClient, path: str, body: dict[str, Any], param: str
+) -> None:
+    # 500 tokens of at most 13 characters ("<|assistant|>")
+    error = await error_of(await client.post(path, json=body), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert "500 tokens, at most 6500 characters; got 10" in error["message"]
+
+
+async def test_a_body_that_is_not_in_its_encoding(client: TestClient) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    response = await client.post(CHAT, data=chat_json(), headers=headers)
+    assert (await error_of(response, 400))["code"] == "invalid_body"
+    packed = await client.post(CHAT, data=gzip.compress(chat_json()), headers=headers)
+    assert packed.status == 200
 
 
 async def test_context_length_error_has_both_numbers(client: TestClient) -> None:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-from kt_runtime.core import Request, SamplingParams
+from kt_runtime.core import EngineClosedError, Request, SamplingParams
 from kt_runtime.text import Detokenizer
 from kt_server.generation import GenerationError, TextDelta, interleave, text_deltas
 
@@ -66,7 +66,7 @@ async def test_errors_and_aborts_raise(engine: FakeEngine) -> None:
         engine.close("bye")
 
     closing = asyncio.create_task(close_soon())
-    with pytest.raises(GenerationError):
+    with pytest.raises(EngineClosedError, match="bye"):
         await deltas_of(engine)
     await closing
 

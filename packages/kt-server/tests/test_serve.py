@@ -80,7 +80,7 @@ async def test_requests_that_take_too_long_are_ended_with_an_error_event(
         os.kill(os.getpid(), signal.SIGTERM)
         text = await stream.text()
         await asyncio.wait_for(server, 5)
-    assert '"generation_failed"' in text
+    assert '"engine_closed"' in text
     assert text.endswith("data: [DONE]\n\n")
     assert engine.stats().num_running == 0
 
@@ -95,7 +95,7 @@ async def test_a_second_signal_ends_the_waiting(engine: FakeEngine) -> None:
         assert not server.done()
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(server, 5)
-        assert "generation_failed" in await stream.text()
+        assert "engine_closed" in await stream.text()
 
 
 async def test_a_port_in_use_is_an_error_and_closes_the_engine(engine: FakeEngine) -> None:

@@ -10,14 +10,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from kt_runtime.core import TokenEvent
+from kt_runtime.core import EngineClosedError, TokenEvent
 from kt_runtime.text import Detokenizer
 
 T = TypeVar("T")
 
 
 class GenerationError(RuntimeError):
-    """A request ended without an answer: the engine failed or was closed. The message says why."""
+    """A request ended without an answer because computing it failed. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,16 @@ async def text_deltas(
     A stop string ends the request: closing `events` aborts it in the engine.
 
     Raises:
-        GenerationError: the engine ended the request with "abort" or "error".
+        GenerationError: the engine ended the request with "error".
+        EngineClosedError: with "abort", which a reader only sees of an engine that was closed.
     """
     async with aclosing(events):
         async for event in events:
             reason = event.finish_reason
-            if reason == "abort" or reason == "error":
+            if reason == "error":
                 raise GenerationError(event.error or "the engine ended the request")
+            if reason == "abort":
+                raise EngineClosedError(event.error or "the engine ended the request")
             # The id that ended the request (end of sequence, stop_token_ids) is no part of the
             # text.
             ended_by_token = reason == "stop"

@@ -44,6 +44,8 @@ class Served:
         created: when serving began, in Unix seconds.
         draining: a shutdown began; new requests are refused.
         num_in_flight: requests being answered.
+        system_fingerprint: equal ones and equal seeds mean equal answers: version, kernel target,
+            weight format.
     """
 
     engine: EngineClient
@@ -55,13 +57,11 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     num_in_flight: int = 0
+    system_fingerprint: str = field(init=False)
 
-    @property
-    def system_fingerprint(self) -> str:
-        """Equal fingerprints and seeds mean equal answers: version, kernel target, weight
-        format."""
-        stats = self.engine.stats()
-        return f"kt-{__version__}-{stats.kernel_target}-{stats.weight_format}"
+    def __post_init__(self) -> None:
+        stats = self.engine.stats()  # O(pages), hence once and not per request
+        self.system_fingerprint = f"kt-{__version__}-{stats.kernel_target}-{stats.weight_format}"
 
 
 SERVED = web.AppKey("served", Served)

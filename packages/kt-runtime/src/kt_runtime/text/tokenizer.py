@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ class Tokenizer:
         it."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    @cached_property
+    def max_token_length(self) -> int:
+        """Characters of the longest token: no text of n * max_token_length + 1 has n tokens, unless
+        the tokenizer itself shortens texts (e.g. joins spaces) more than its words are short."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`.
 
@@ -95,8 +102,14 @@ class Tokenizer:
             text: control tokens written out in it become their ids, as chat templates need.
             add_special_tokens: also put the tokenizer's own beginning-of-text tokens around it, as
                 for a raw prompt.
+
+        Raises:
+            ValueError: surrogates in the text, which no encoding of Unicode has.
         """
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError:
+            raise ValueError(f"[tokenizer] text must be valid Unicode; got {text!r:.100}") from None
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`. Bytes that are not UTF-8 become U+FFFD; ids without a token

@@ -95,7 +95,7 @@ def chat(
 ) -> None:
     """Chat with MODEL in the terminal, or answer one QUESTION."""
     piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
-    question = "\n\n".join(part for part in (question, piped) if part)
+    question = _as_utf8("\n\n".join(part for part in (question, piped) if part))
     interactive = not question and sys.stdin is not None and sys.stdin.isatty()
     if not question and not interactive:
         raise ValueError(
@@ -122,6 +122,12 @@ def chat(
                 _converse(conversation, runner)
             else:
                 runner.run(print_answer(conversation, question))
+
+
+def _as_utf8(text: str) -> str:
+    """Bytes of a pipe or an argument that are no UTF-8, which Python hides in surrogates, become
+    U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _converse(conversation: Conversation, runner: asyncio.Runner) -> None:

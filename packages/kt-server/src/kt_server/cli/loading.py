@@ -34,7 +34,7 @@ WeightFormatOption = Annotated[
 MaxModelLenOption = Annotated[
     int | None, typer.Option(help="Longest prompt plus answer, in tokens [default: the model's].")
 ]
-KVMemoryOption = Annotated[float, typer.Option(help="Memory for KV pages, in GiB.")]
+KVMemoryOption = Annotated[float, typer.Option(help="Memory for KV pages, in GB.")]
 NumThreadsOption = Annotated[
     int | None, typer.Option(help="Compute threads [default: one per physical core].")
 ]

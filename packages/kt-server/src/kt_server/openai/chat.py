@@ -16,6 +16,7 @@ from kt_runtime.text import Detokenizer
 from kt_server.errors import ApiError
 from kt_server.generation import TextDelta, text_deltas
 from kt_server.openai.requests import (
+    encode,
     engine_request,
     json_response,
     read_request,
@@ -75,9 +76,10 @@ def _prompt_token_ids(served: Served, request: ChatCompletionRequest) -> list[in
         raise ApiError(400, message, param="chat_template_kwargs")
     messages = [_template_message(m, i) for i, m in enumerate(request.messages)]
     try:
-        return served.tokenizer.encode(served.chat_template.render(messages, **variables))
+        text = served.chat_template.render(messages, **variables)
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from None
+    return encode(served, text, "messages", add_special_tokens=False)
 
 
 def _template_message(message: ChatMessage, index: int) -> dict[str, str]:

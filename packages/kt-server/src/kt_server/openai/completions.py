@@ -17,6 +17,7 @@ from kt_runtime.text import Detokenizer
 from kt_server.errors import ApiError
 from kt_server.generation import TextDelta, interleave, text_deltas
 from kt_server.openai.requests import (
+    encode,
     engine_request,
     json_response,
     read_request,
@@ -67,7 +68,7 @@ def _prompts(served: Served, request: CompletionRequest) -> list[list[int]]:
         raise ApiError(400, rule, param="prompt")
     if ids:
         return [ids]
-    return lists or [served.tokenizer.encode(text, add_special_tokens=True) for text in texts]
+    return lists or [encode(served, text, "prompt", add_special_tokens=True) for text in texts]
 
 
 class _Account:

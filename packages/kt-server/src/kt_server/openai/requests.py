@@ -65,7 +65,13 @@ async def read_request(http_request: web.Request, type: type[R]) -> R:
     limit = served.config.max_body_bytes
     if (http_request.content_length or 0) > limit:  # before any of it is read
         raise web.HTTPRequestEntityTooLarge(limit, http_request.content_length or 0)
-    body = await http_request.read()
+    try:
+        body = await http_request.read()
+    except web.RequestPayloadError as error:  # not in the encoding that its header says
+        message = f"the body must be readable; got {error}"
+        # aiohttp cannot find the next request behind such a body.
+        headers = {"Connection": "close"}
+        raise ApiError(400, message, code="invalid_body", headers=headers) from None
     try:
         request = msgspec.json.decode(body, type=type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -84,6 +90,24 @@ def check_model(served: Served, name: str) -> None:
     if name != served.model_name:
         message = f"model must be {served.model_name!r}, the one served here; got {name!r:.200}"
         raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def encode(served: Served, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+    """The token ids of a prompt that may fit the context. Blocking; call it in a thread.
+
+    Args:
+        param: the field that the text came in, for errors.
+
+    Raises:
+        ApiError: 400, the text is too long even if all its tokens were the longest there is.
+            Encoding it just to count would take minutes for the largest bodies.
+    """
+    most = served.engine.max_model_len * served.tokenizer.max_token_length
+    if len(text) > most:
+        rule = f"the prompt must fit {served.engine.max_model_len} tokens"
+        message = f"{rule}, at most {most} characters; got {len(text)} characters"
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
+    return served.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def sampling_params(
