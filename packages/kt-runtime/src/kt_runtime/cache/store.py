@@ -44,8 +44,7 @@ def open_store(
     """A store in memory whose page ids are rows of the KV tensors.
 
     Its identity holds all that changes KV values: the checkpoint's files, how weights are packed,
-    the
-    KV dtype and who computes. Anything else (page size, shapes) is its geometry.
+    the KV dtype and who computes. Anything else (page size, shapes) is its geometry.
     """
     from kt_kvcache import Geometry, Group, Identity, KVStore, OutOfPages, StoreConfig
 

@@ -2,9 +2,8 @@
 """Chooses one request's next token from one row of logits. numpy only; no state, no batch.
 
 Order: temperature → top-k → top-p → min-p, each over what the one before it kept: the order in
-which
-Hugging Face transformers' `generate` applies its warpers. top-p: Holtzman et al., 2020; min-p:
-Nguyen et al., 2024. Ties go to the lower id everywhere.
+which Hugging Face transformers' `generate` applies its warpers. top-p: Holtzman et al., 2020;
+min-p: Nguyen et al., 2024. Ties go to the lower id everywhere.
 """
 
 from __future__ import annotations

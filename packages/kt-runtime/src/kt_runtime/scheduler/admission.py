@@ -3,8 +3,7 @@
 itself.
 
 Conservative on purpose: a running sequence can never run out of pages, so nothing is ever
-preempted.
-Another policy replaces this file only.
+preempted. Another policy replaces this file only.
 """
 
 from __future__ import annotations

@@ -26,9 +26,8 @@ class StopStrings:
             raise ValueError(f"[detokenize] stop strings must not be empty; got {list(stop)!r}")
         self._stop = sorted(set(stop), key=len, reverse=True)
         self._borders = [_borders(s) for s in self._stop]
-        self._num_matched = [0] * len(
-            self._stop
-        )  # characters of each string that the text now ends with
+        # Characters of each string that the text now ends with.
+        self._num_matched = [0] * len(self._stop)
         self._held = ""
         self.matched: str | None = None
 

@@ -75,9 +75,8 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except (
-            Exception
-        ) as error:  # the library raises bare Exception for whatever is wrong with the file
+        except Exception as error:
+            # The library raises bare Exception for whatever is wrong with the file.
             raise ValueError(
                 f"[tokenizer] {file} must be a readable tokenizer; got {error}"
             ) from None
