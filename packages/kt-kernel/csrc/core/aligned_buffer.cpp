@@ -5,14 +5,28 @@
 #include <sys/mman.h>
 
 #include <new>
+#include <string>
 #include <utility>
 
 namespace kt {
+namespace {
+
+class OutOfMemory final : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(size_t bytes)
+      : text_("weights or scratch of " + std::to_string(bytes) + " bytes do not fit in memory") {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
+
+}  // namespace
 
 AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) throw std::bad_alloc();
+  if (at == MAP_FAILED) throw OutOfMemory(bytes);
   // Advice only: a kernel without transparent huge pages is slower, not wrong.
   constexpr size_t kHugePage = 2u << 20;
   if (bytes >= kHugePage) madvise(at, bytes, MADV_HUGEPAGE);

@@ -29,6 +29,9 @@ Experts::Experts(int num_experts, int hidden_size, int intermediate_size, Format
     offsets_[p] = expert_bytes_;
     expert_bytes_ += data_bytes(m.format, m.n, m.k) + scale_bytes(m.format, m.n, m.k, m.group_size);
   }
+  KT_CHECK("experts", expert_bytes_ <= kMaxBytes / num_experts,
+           "all experts together must take less than 128 TiB; got ", num_experts, " of ",
+           expert_bytes_, " bytes");
   storage_ = AlignedBuffer(expert_bytes_ * num_experts);
   present_.assign(static_cast<size_t>(num_experts) * 3, 0);
 }

@@ -63,6 +63,8 @@ size_t scale_bytes(Format format, int n, int k, int group_size) {
 PackedMatrix place_matrix(const char* op, Format format, int n, int k, int group_size,
                           const std::byte* at) {
   KT_CHECK(op, n > 0 && k > 0, "weight must have rows and columns; got (", n, ", ", k, ")");
+  KT_CHECK(op, n <= kMaxExtent && k <= kMaxExtent, "weight must have at most ", kMaxExtent,
+           " rows and columns; got (", n, ", ", k, ")");
   PackedMatrix matrix;
   matrix.format = format;
   matrix.n = n;

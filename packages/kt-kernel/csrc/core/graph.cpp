@@ -2,7 +2,7 @@
 // Stream and Graph: when ops run. What an op does is in ops.cpp; how workers meet is in
 // thread_pool.cpp.
 #include <exception>
-#include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -29,17 +29,17 @@ std::string locate(size_t index, const Op& op, const std::exception& error) {
 void Stream::submit(Op op) { pool_->run(std::move(op.run)); }
 
 void Graph::submit(Op op) {
-  KT_CHECK(op.name.c_str(), !replaying_.load(),
+  const std::unique_lock busy(busy_, std::try_to_lock);
+  KT_CHECK(op.name.c_str(), busy.owns_lock(),
            "a graph records before or after a replay; got one "
            "that is replaying");
   ops_.push_back(std::move(op));
 }
 
 void Graph::replay() {
-  KT_CHECK("graph.replay", !replaying_.exchange(true),
+  const std::unique_lock busy(busy_, std::try_to_lock);
+  KT_CHECK("graph.replay", busy.owns_lock(),
            "one replay of a graph runs at a time; got a second one");
-  const std::unique_ptr<std::atomic<bool>, void (*)(std::atomic<bool>*)> reset(
-      &replaying_, [](std::atomic<bool>* flag) { flag->store(false); });
   pool_->run([this](Worker& worker) {
     for (size_t i = 0; i < ops_.size(); ++i) {
       // Only real errors are caught: the signal that another worker failed passes through to the

@@ -3,6 +3,7 @@
 #include "kt/moe.h"
 
 #include <algorithm>
+#include <limits>
 #include <mutex>
 #include <utility>
 
@@ -148,6 +149,8 @@ Moe::Moe(std::shared_ptr<const Experts> experts, int top_k, int max_tokens, Thre
            "every projection of every expert must be put before; got incomplete experts");
   KT_CHECK("moe", top_k > 0 && max_tokens > 0, "top_k and max_tokens must be positive; got ", top_k,
            ", ", max_tokens);
+  KT_CHECK("moe", int64_t{max_tokens} * top_k <= std::numeric_limits<int32_t>::max(),
+           "max_tokens * top_k must lie below 2^31; got ", max_tokens, " * ", top_k);
   State& state = *state_;
   state.experts = std::move(experts);
   state.top_k = top_k;

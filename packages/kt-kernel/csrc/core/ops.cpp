@@ -5,6 +5,7 @@
 #include "kt/ops.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -37,8 +38,9 @@ int64_t live_rows(const int32_t* num_rows, int64_t capacity) {
 template <class Body>
 Op make_op(const char* name, ThreadPool& pool, const int32_t* num_rows, int64_t capacity,
            Body body) {
-  return {name, [name, &pool, num_rows, capacity, body = std::move(body)](Worker& worker) {
-            if (worker.id() == 0) pool.count(name);
+  std::atomic<uint64_t>& runs = pool.counter(name);
+  return {name, [&runs, num_rows, capacity, body = std::move(body)](Worker& worker) {
+            if (worker.id() == 0) runs.fetch_add(1, std::memory_order_relaxed);
             body(worker, live_rows(num_rows, capacity));
           }};
 }
@@ -142,7 +144,7 @@ void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows) {
       KT_CHECK(op, args.slot_mapping[t] < args.num_slots, "slot_mapping must lie below ",
                args.num_slots, " (negative: not written); got ", args.slot_mapping[t]);
     }
-    const int64_t heads = args.num_heads + 2 * args.num_kv_heads;
+    const int64_t heads = args.num_heads + int64_t{2} * args.num_kv_heads;
     run_chunks(worker, live, grain_for(heads * args.head_dim), kernels().rope_write_kv,
                &RopeWriteKvArgs::tokens, args);
   });

@@ -130,7 +130,7 @@ struct ThreadPool::State {
   std::map<uint64_t, std::exception_ptr> errors;  // of tickets not waited for yet
   uint64_t submitted = 0;
   bool stopping = false;
-  std::map<std::string, uint64_t> op_counts;
+  std::map<std::string, std::atomic<uint64_t>> op_counts;  // nodes stay where they are
   std::shared_ptr<const AlignedBuffer> scratch;
 
   std::atomic<uint64_t> completed{0};
@@ -221,6 +221,11 @@ ThreadPool::ThreadPool(int num_threads, std::vector<int> cores) : state_(new Sta
   for (const int core : cores)
     KT_CHECK(op, core < CPU_SETSIZE && std::binary_search(allowed.begin(), allowed.end(), core),
              "cores must be CPU ids this process may use; got ", core);
+  std::vector<int> distinct = cores;
+  std::sort(distinct.begin(), distinct.end());
+  const auto repeated = std::adjacent_find(distinct.begin(), distinct.end());
+  KT_CHECK(op, repeated == distinct.end(), "cores must name each CPU once; got ", *repeated,
+           " twice");
   if (num_threads == 0)
     num_threads = cores.empty() ? usable_cores() : static_cast<int>(cores.size());
   KT_CHECK(op, cores.empty() || cores.size() >= static_cast<size_t>(num_threads),
@@ -286,20 +291,26 @@ void ThreadPool::wait(uint64_t ticket) {
 }
 
 std::shared_ptr<const AlignedBuffer> ThreadPool::scratch(size_t bytes) {
+  state_->check_process("thread_pool.scratch");
   const std::lock_guard lock(state_->mutex);
   if (!state_->scratch || state_->scratch->size() < bytes)
     state_->scratch = std::make_shared<const AlignedBuffer>(bytes);
   return state_->scratch;
 }
 
-void ThreadPool::count(const char* op) {
+std::atomic<uint64_t>& ThreadPool::counter(const char* op) {
+  state_->check_process(op);
   const std::lock_guard lock(state_->mutex);
-  ++state_->op_counts[op];
+  return state_->op_counts[op];
 }
 
 std::map<std::string, uint64_t> ThreadPool::op_counts() const {
+  state_->check_process("thread_pool.op_counts");
   const std::lock_guard lock(state_->mutex);
-  return state_->op_counts;
+  std::map<std::string, uint64_t> counts;
+  for (const auto& [op, count] : state_->op_counts)
+    if (count > 0) counts.emplace(op, count);  // built is not run
+  return counts;
 }
 
 }  // namespace kt

@@ -93,8 +93,8 @@ bool fits(const nb::ndarray<nb::ro>& array, const std::initializer_list<Axis>& s
   for (size_t i = 0; i < shape.size(); ++i) {
     const Axis& axis = shape.begin()[i];
     const auto extent = static_cast<int64_t>(array.shape(i));
-    // Extents are int in the kernels; a larger axis would be a matrix of at least 2 GiB per row.
-    if (extent > std::numeric_limits<int>::max()) return false;
+    // Extents are int in the kernels, which also look one vector ahead.
+    if (extent > std::numeric_limits<int>::max() - 64) return false;
     if (axis.name == nullptr && extent != axis.extent) return false;
   }
   return true;
@@ -117,7 +117,8 @@ bool is_aligned(const nb::ndarray<nb::ro>& array) {
 }  // namespace
 
 Array::Array(const char* op, const char* name, nb::handle value, Element element,
-             std::initializer_list<Axis> shape, Access access) {
+             std::initializer_list<Axis> shape, Access access)
+    : name_(name) {
   const auto refuse = [&](const std::string& actual) {
     const std::string axes = tuple_text(shape.size(), [&](size_t i) {
       const Axis& axis = shape.begin()[i];
@@ -126,7 +127,15 @@ Array::Array(const char* op, const char* name, nb::handle value, Element element
     fail(op, name, " must be ", access == Access::write ? "writable " : "", "C-contiguous ",
          name_of(element), ' ', axes, "; got ", actual);
   };
-  if (!nb::try_cast(value, array_, false)) refuse(nb::type_name(value.type()).c_str());
+  if (!nb::try_cast(value, array_, false)) {
+    std::string actual = nb::type_name(value.type()).c_str();
+    for (const char* attribute : {"dtype", "device", "layout"}) {
+      const nb::object description = nb::getattr(value, attribute, nb::none());
+      if (!description.is_none())
+        actual += std::string(" ") + nb::str(nb::handle(description)).c_str();
+    }
+    refuse(actual);
+  }
   if (array_.device_type() != nb::device::cpu::value)
     refuse(text_of(array_) + " on device type " + std::to_string(array_.device_type()));
   if (!matches(array_.dtype(), element) || !fits(array_, shape)) refuse(text_of(array_));
@@ -138,6 +147,21 @@ Array::Array(const char* op, const char* name, nb::handle value, Element element
     nb::ndarray<> writable;
     if (!nb::try_cast(value, writable, false)) refuse("read-only " + text_of(array_));
     array_ = nb::ndarray<nb::ro>(writable);
+  }
+}
+
+void check_disjoint(const char* op, const Array& written, std::initializer_list<const Array*> read,
+                    bool in_place) {
+  const auto begin = [](const Array* a) { return a->read<std::byte>(); };
+  for (const Array* input : read) {
+    if (input == nullptr) continue;
+    const size_t written_bytes = written.reference().nbytes(), bytes = input->reference().nbytes();
+    if (in_place && begin(&written) == begin(input) && written_bytes == bytes) continue;
+    const bool overlap =
+        begin(&written) < begin(input) + bytes && begin(input) < begin(&written) + written_bytes;
+    if (overlap)
+      fail(op, written.name(), " must not overlap ", input->name(), in_place ? " in part" : "",
+           "; got the same memory");
   }
 }
 

@@ -37,6 +37,7 @@ class Array {
   Array(const char* op, const char* name, nb::handle value, Element element,
         std::initializer_list<Axis> shape, Access access = Access::read);
 
+  const char* name() const { return name_; }
   int dim(size_t axis) const { return static_cast<int>(array_.shape(axis)); }
   template <class T = void>
   const T* read() const {
@@ -49,8 +50,14 @@ class Array {
   const nb::ndarray<nb::ro>& reference() const { return array_; }
 
  private:
+  const char* name_;
   nb::ndarray<nb::ro> array_;
 };
+
+// Throws `[op] out must not overlap x; …` if memory that an op writes is also among what it reads.
+// in_place: an elementwise op, whose output may be exactly an input.
+void check_disjoint(const char* op, const Array& written, std::initializer_list<const Array*> read,
+                    bool in_place = false);
 
 size_t rank_of(nb::handle value);  // number of dimensions; 0 for what is not an array
 

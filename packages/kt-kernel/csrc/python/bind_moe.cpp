@@ -40,6 +40,7 @@ MoeArrays::MoeArrays(const char* op, const Moe& moe, nb::handle hidden,
             accumulate} {
   KT_CHECK(op, call_.rows <= moe.max_tokens(), "num_tokens must not exceed max_tokens ",
            moe.max_tokens(), "; got ", call_.rows);
+  check_disjoint(op, out_, {&hidden_, &topk_ids_, &topk_weights_});
 }
 
 std::vector<nb::ndarray<nb::ro>> MoeArrays::references() const {

@@ -4,6 +4,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -84,6 +85,7 @@ void embedding_op(StreamHandle& self, nb::handle ids, nb::handle weight,
   const Array i(op, "ids", ids, Element::int32, {"num_tokens"});
   const Array w(op, "weight", weight, element_of(dtype), {"vocab_size", "hidden_size"});
   const Array o(op, "out", out, Element::float32, {i.dim(0), w.dim(1)}, Access::write);
+  check_disjoint(op, o, {&i, &w});
   const EmbeddingArgs args{i.read<int32_t>(), w.read(),         dtype, w.dim(0),
                            w.dim(1),          o.write<float>(), {}};
   self.submit([&](Stream& stream) { embedding(stream, args, i.dim(0)); },
@@ -102,6 +104,8 @@ void rms_norm_op(StreamHandle& self, nb::handle x, nb::handle weight, float eps,
   const Array o =
       per_head ? Array(op, "out", out, Element::float32, {in.dim(0), heads, columns}, Access::write)
                : Array(op, "out", out, Element::float32, {in.dim(0), columns}, Access::write);
+  check_disjoint(op, o, {&in}, true);
+  check_disjoint(op, o, {&w});
   const RmsNormArgs args{in.read<float>(), w.read<float>(), o.write<float>(), columns, eps, {}};
   self.submit([&](Stream& stream) { rms_norm(stream, args, in.dim(0), heads); },
               {in.reference(), w.reference(), o.reference()});
@@ -114,6 +118,7 @@ void linear_op(StreamHandle& self, nb::handle x, std::shared_ptr<Linear> weight,
   const Array in(op, "x", x, Element::float32, {"num_tokens", linear_weight.matrix().k});
   const Array o(op, "out", out, Element::float32, {in.dim(0), linear_weight.matrix().n},
                 Access::write);
+  check_disjoint(op, o, {&in});
   self.submit(
       [&](Stream& stream) {
         linear(stream, linear_weight, in.read(), DType::f32, o.write<float>(), in.dim(0),
@@ -143,6 +148,12 @@ void rope_write_kv_op(StreamHandle& self, nb::handle q, nb::handle k, nb::handle
                  {"num_pages", "page_size", kv_heads, head_dim}, Access::write);
   const Array vc(op, "v_cache", v_cache, element_of(dtype),
                  {kc.dim(0), kc.dim(1), kv_heads, head_dim}, Access::write);
+  KT_CHECK(op, std::max(query.dim(1), kv_heads) * int64_t{head_dim} <= kMaxExtent,
+           "num_heads * head_dim must be at most ", kMaxExtent, "; got ", query.dim(1), " and ",
+           kv_heads, " heads of ", head_dim);
+  check_disjoint(op, query, {&key, &value, &c, &s, &position, &slot, &kc, &vc});
+  check_disjoint(op, kc, {&key, &value, &c, &s, &position, &slot, &vc});
+  check_disjoint(op, vc, {&key, &value, &c, &s, &position, &slot});
   RopeWriteKvArgs args{};
   args.q = query.write<float>();
   args.k = key.read<float>();
@@ -184,6 +195,9 @@ void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::hand
   const Array lens(op, "seq_lens", seq_lens, Element::int32, {num_seqs});
   const Array starts(op, "cu_seqlens_q", cu_seqlens_q, Element::int32, {int64_t{num_seqs} + 1});
   const Array o(op, "out", out, Element::float32, {tokens, heads, head_dim}, Access::write);
+  KT_CHECK(op, int64_t{heads} * head_dim <= kMaxExtent, "num_heads * head_dim must be at most ",
+           kMaxExtent, "; got ", heads, " heads of ", head_dim);
+  check_disjoint(op, o, {&query, &kc, &vc, &table, &lens, &starts});
   AttentionArgs args{};
   args.q = query.read<float>();
   args.k_cache = kc.read();
@@ -211,6 +225,7 @@ void swiglu_op(StreamHandle& self, nb::handle gate, nb::handle up, nb::handle ou
   const Array g(op, "gate", gate, Element::float32, {"num_tokens", "intermediate_size"});
   const Array u(op, "up", up, Element::float32, {g.dim(0), g.dim(1)});
   const Array o(op, "out", out, Element::float32, {g.dim(0), g.dim(1)}, Access::write);
+  check_disjoint(op, o, {&g, &u}, true);
   const SwigluArgs args{g.read<float>(), u.read<float>(), o.write<float>(), g.dim(1), {}, {}};
   self.submit([&](Stream& stream) { swiglu(stream, args, g.dim(0), g.dim(1)); },
               {g.reference(), u.reference(), o.reference()});
@@ -221,6 +236,7 @@ void add_op(StreamHandle& self, nb::handle x, nb::handle y, nb::handle out) {
   const Array a(op, "x", x, Element::float32, {"num_tokens", "hidden_size"});
   const Array b(op, "y", y, Element::float32, {a.dim(0), a.dim(1)});
   const Array o(op, "out", out, Element::float32, {a.dim(0), a.dim(1)}, Access::write);
+  check_disjoint(op, o, {&a, &b}, true);
   const AddArgs args{a.read<float>(), b.read<float>(), o.write<float>(), {}};
   self.submit([&](Stream& stream) { add(stream, args, a.dim(0), a.dim(1)); },
               {a.reference(), b.reference(), o.reference()});
@@ -250,6 +266,8 @@ void route_op(StreamHandle& self, nb::handle logits, nb::handle topk_ids, nb::ha
   const int eligible = experts / num_groups * topk_groups;
   KT_CHECK(op, top_k >= 1 && top_k <= eligible, "top_k must lie in [1, ", eligible, "]; got ",
            top_k);
+  check_disjoint(op, ids, {&l, &weights, b ? &*b : nullptr});
+  check_disjoint(op, weights, {&l, b ? &*b : nullptr});
   RouteArgs args{};
   args.logits = l.read<float>();
   args.bias = b ? b->read<float>() : nullptr;

@@ -13,7 +13,7 @@ namespace kt {
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t bytes);  // throws std::bad_alloc
+  explicit AlignedBuffer(size_t bytes);  // throws std::bad_alloc that names the size
   ~AlignedBuffer();
   AlignedBuffer(AlignedBuffer&& other) noexcept;
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept;

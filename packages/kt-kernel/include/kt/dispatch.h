@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses the kernel table: once, by CPU features, or by name. The active table is the one
 // process-wide setting of this library, because a CPU is one per process; ops read it when they
-// start, so force() between calls is safe.
+// start, so force_target() between calls
+// is safe; an op that runs meanwhile may use both tables.
 #pragma once
 
 #include <string>

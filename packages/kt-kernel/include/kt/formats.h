@@ -32,17 +32,17 @@ enum class ActMode : uint8_t {
 };
 
 // Storage of one packed (N, K) matrix, N padded to kPanelRows, K padded to kBlock, pads zero:
-//   float32  float    data[N/8][K][8]
-//   bf16     uint16   data[N/8][K/2][8][2]
-//   int8     int8     data[N/8][K/4][8][4]                       value = scale * q,       q in
-//   [-127, 127] int4     uint8    data[N/8][K/32][4][8][4]                   value = scale * (q -
-//   8), q in [1, 15] (pads: q = 8)
-//            byte [j][row][b] holds K element 32*block + 4*j + b in its low nibble and the element
-//            16 further on in its high nibble, so that masking (and shifting by 4) yields int8
-//            panels without a shuffle.
-//   scales   bf16     scales[N/8][ceil(K/group_size)][8]         (int8 and int4; scale =
-//   absmax/127, absmax/7,
-//            rounded to bf16 before q is computed, so rounding the scale adds no bias)
+//
+//   float32  float   data[N/8][K][8]
+//   bf16     uint16  data[N/8][K/2][8][2]
+//   int8     int8    data[N/8][K/4][8][4]       value = scale * q,       q in [-127, 127]
+//   int4     uint8   data[N/8][K/32][4][8][4]   value = scale * (q - 8), q in [1, 15], pads 8
+//   scales   bf16    scales[N/8][ceil(K/group_size)][8]
+//
+// int4: byte [j][row][b] of a block of 32 holds element 4*j + b in its low nibble and the one 16
+// further on in its high nibble, so that masking (and shifting by 4) yields int8 panels without a
+// shuffle. Scales: absmax / 127 or absmax / 7, rounded to bf16 before q is computed, so that
+// rounding the scale adds no bias.
 struct PackedMatrix {
   Format format{};
   int n = 0, k = 0;  // logical shape: (out, in)
@@ -51,6 +51,11 @@ struct PackedMatrix {
   const std::byte* data = nullptr;   // 64-byte aligned
   const uint16_t* scales = nullptr;  // bf16, or null
 };
+
+// The longest row or column of a matrix, and the most bytes of one allocation (a 47-bit address
+// space): beyond any model, and small enough that sizes computed below it cannot wrap.
+inline constexpr int kMaxExtent = 1 << 24;
+inline constexpr size_t kMaxBytes = size_t{1} << 47;
 
 constexpr int round_up(int value, int multiple) {
   return (value + multiple - 1) / multiple * multiple;

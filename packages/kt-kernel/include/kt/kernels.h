@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The only seam between ISA-free code (csrc/core) and targets (csrc/targets): one function pointer
 // per kernel. Kernels are pure functions over a row/column range: they never allocate, lock, log,
-// throw or read the environment; ranges are chosen by csrc/core, arguments were validated by
-// csrc/python.
+// throw or read the environment; ranges are chosen by csrc/core, shapes were validated by
+// csrc/python, and ids, positions and pages by csrc/core when the op runs. As a caller may change
+// those arrays meanwhile, kernels check again what they index with, and answer NaN or write
+// nothing.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +61,7 @@ struct GemmArgs {
   Range panels;  // of kPanelRows output columns
 };
 
-// out = silu(gate) * up, elementwise over a [rows] x [columns] block; out may alias gate.
+// out = silu(gate) * up, elementwise over a [rows] x [columns] block; out may be gate or up.
 struct SwigluArgs {
   const float* gate;
   const float* up;

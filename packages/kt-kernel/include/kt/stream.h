@@ -3,9 +3,9 @@
 // pool job. Eager and recorded ops are the same objects: replay cannot differ from eager execution.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -38,7 +38,7 @@ class Stream {
 class Graph final : public Stream {
  public:
   using Stream::Stream;
-  void submit(Op op) override;  // records; throws while replaying
+  void submit(Op op) override;  // records; throws while another thread records or replays
   // Run all ops in order as one pool job. An op's exception becomes `[graph.replay] op 17
   // attention: …`; the graph stays usable. Not reentrant: throws if already replaying.
   void replay();
@@ -46,7 +46,7 @@ class Graph final : public Stream {
 
  private:
   std::vector<Op> ops_;
-  std::atomic<bool> replaying_{false};
+  std::mutex busy_;  // held while recording or replaying; never waited for
 };
 
 }  // namespace kt

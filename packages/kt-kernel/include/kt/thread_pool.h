@@ -4,6 +4,7 @@
 // adaptive spin if there are spare cores.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -54,7 +55,7 @@ class ThreadPool {
  public:
   // num_threads 0: physical cores, within CPU affinity and cgroup quota, at least 1; with cores,
   // their number. cores: CPU ids to pin the workers to (at least num_threads of them), or empty: no
-  // pin.
+  // pin. A CPU named twice is refused: its two workers would wait for each other at every barrier.
   explicit ThreadPool(int num_threads = 0, std::vector<int> cores = {});
   // Finishes queued jobs first. Threads do not survive fork(): in a child process every call below
   // that needs them throws, and the destructor leaves the parent's threads alone.
@@ -78,9 +79,10 @@ class ThreadPool {
   // while a job runs. Thread-safe.
   std::shared_ptr<const AlignedBuffer> scratch(size_t bytes);
 
-  // How often each op ran on this pool since it was made: {"attention": 120, …}. Ops call count()
-  // once per run.
-  void count(const char* op);
+  // The counter of an op, which adds one to it per run; lives as long as the pool. Looked up when
+  // an op is built, because a replay runs hundreds of them.
+  std::atomic<uint64_t>& counter(const char* op);
+  // How often each op ran on this pool since it was made: {"attention": 120, …}.
   std::map<std::string, uint64_t> op_counts() const;
 
  private:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from kt_kernel import _core
 from kt_kernel.arrays import typed
+from kt_kernel.scalars import int32
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Experts", "Projection")
@@ -48,10 +49,20 @@ class Experts:
             group_size: weights along K that share a scale; the float formats ignore it.
 
         Raises:
-            ValueError: a size below 1, an unknown format or a group size it does not have.
+            ValueError: a size below 1 or beyond any model, an unknown format or a group size it
+                does not have.
+            MemoryError: the experts do not fit in memory.
         """
         return cls(
-            _core.Experts(num_experts, hidden_size, intermediate_size, gate, up, down, group_size)
+            _core.Experts(
+                int32("experts", "num_experts", num_experts),
+                int32("experts", "hidden_size", hidden_size),
+                int32("experts", "intermediate_size", intermediate_size),
+                gate,
+                up,
+                down,
+                int32("experts", "group_size", group_size),
+            )
         )
 
     @classmethod
@@ -126,6 +137,7 @@ class Experts:
         Raises:
             ValueError: index, projection, dtype, layout or shape is wrong.
         """
+        expert = int32("experts.put", "expert", expert)
         self._core.put(expert, projection, *typed("experts.put", "weight", weight, dtype))
 
     @property

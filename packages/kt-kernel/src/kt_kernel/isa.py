@@ -30,7 +30,8 @@ def active() -> str:
 
 
 def force(name: str) -> None:
-    """Use the target `name` from the next op on. Ops already running finish on the old one.
+    """Use the target `name` from the next op on. Call it between ops: one that runs meanwhile in
+    another thread may use both targets.
 
     Results of the integer formats agree between targets up to the float epilogue; float formats
     agree within rounding.

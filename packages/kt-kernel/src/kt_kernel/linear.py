@@ -3,6 +3,7 @@
 
 from kt_kernel import _core
 from kt_kernel.arrays import typed
+from kt_kernel.scalars import int32
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Linear",)
@@ -40,7 +41,8 @@ class Linear:
         """
         array, name = typed("linear.pack", "weight", weight, dtype)
         core_pool = pool._core if pool is not None else None
-        return cls(_core.Linear(array, name, format, group_size, bias, core_pool))
+        groups = int32("linear.pack", "group_size", group_size)
+        return cls(_core.Linear(array, name, format, groups, bias, core_pool))
 
     @property
     def out_features(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from kt_kernel import _core
 from kt_kernel.arrays import typed
 from kt_kernel.experts import Experts
+from kt_kernel.scalars import int32
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("MoE", "Ticket")
@@ -54,7 +55,9 @@ class MoE:
     or on the number of threads. A NaN or Inf row gives a non-finite row and touches no other.
 
     Raises:
-        ValueError: incomplete experts, sizes below 1 or an unknown activation.
+        ValueError: incomplete experts, sizes below 1, max_tokens * top_k beyond int32 or an unknown
+            activation.
+        MemoryError: the scratch does not fit in memory.
     """
 
     def __init__(
@@ -71,7 +74,12 @@ class MoE:
                 f"[moe] activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}"
             )
         self.experts = experts
-        self._core = _core.MoE(experts._core, top_k, max_tokens, pool._core)
+        self._core = _core.MoE(
+            experts._core,
+            int32("moe", "top_k", top_k),
+            int32("moe", "max_tokens", max_tokens),
+            pool._core,
+        )
 
     def forward(
         self,

@@ -9,6 +9,7 @@ from kt_kernel import _core
 from kt_kernel.arrays import typed
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE, call_arguments
+from kt_kernel.scalars import int32
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Ops", "Stream")
@@ -18,7 +19,8 @@ class Ops:
     """The ops that `Stream` and `Graph` share.
 
     Every op raises `ValueError: [op] rule; got actual` for a wrong dtype, layout, shape or index
-    before it writes anything; a recorded op checks its indices at replay. Where an op takes
+    before it writes anything; a recorded op checks its indices at replay. Arrays that an op writes
+    overlap none that it reads, except where it says that `out` may be an input. Where an op takes
     `dtype`, "bf16" says that bare uint16 arrays of the call are bfloat16 bits.
     """
 
@@ -133,7 +135,7 @@ class Ops:
     def swiglu(self, gate: object, up: object, out: object) -> None:
         """out = silu(gate) * up, elementwise (Shazeer, 2020); (num_tokens, columns) float32.
 
-        `out` may be `gate`.
+        `out` may be `gate` or `up`.
         """
         self._core.swiglu(gate, up, out)
 
@@ -171,7 +173,15 @@ class Ops:
             scale: factor on the weights, after normalisation.
         """
         self._core.route(
-            logits, topk_ids, topk_weights, score, bias, num_groups, topk_groups, normalize, scale
+            logits,
+            topk_ids,
+            topk_weights,
+            score,
+            bias,
+            int32("route", "num_groups", num_groups),
+            int32("route", "topk_groups", topk_groups),
+            normalize,
+            scale,
         )
 
     def moe(

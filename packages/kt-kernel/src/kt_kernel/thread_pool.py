@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 from kt_kernel import _core
+from kt_kernel.scalars import int32
 
 __all__ = ("ThreadPool",)
 
@@ -31,15 +32,18 @@ class ThreadPool:
     number of threads. A forked child must make its own pool: using its parent's is a RuntimeError.
 
     Raises:
-        ValueError: a count below 1, or a core that does not exist.
+        ValueError: a count below 1, a core that does not exist, or one named twice.
     """
 
     def __init__(self, num_threads: int | None = None, cores: Sequence[int] | None = None) -> None:
         if num_threads is None:
             num_threads = len(cores) if cores else _threads_from_environment()
-        elif num_threads < 1:
+        elif int32("thread_pool", "num_threads", num_threads) < 1:
             raise ValueError(f"[thread_pool] num_threads must be at least 1; got {num_threads}")
-        self._core = _core.ThreadPool(num_threads, list(cores or ()))
+        self._core = _core.ThreadPool(
+            int32("thread_pool", "num_threads", num_threads),
+            [int32("thread_pool", "cores", core) for core in cores or ()],
+        )
 
     @property
     def num_threads(self) -> int:
