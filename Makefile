@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # The commands of this repository. `make` alone lists them. Everything runs inside .venv, which `setup` builds and keeps fresh.
 PYTHON ?= python3
 VENV   := .venv
@@ -5,6 +6,11 @@ PY     := $(VENV)/bin/python
 PROMPT ?= What is the capital of France?
 MODEL  ?= smolmoe-exact
 PORT   ?= 8000
+
+# To the commands through the environment, as they were typed: neither make nor the shell reads their quotes, $ or `.
+override PROMPT := $(value PROMPT)
+override MODEL := $(value MODEL)
+export PROMPT MODEL
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve test test-fast check format bench clean
@@ -16,10 +22,10 @@ setup: ## build .venv: compile the kernels, install everything (fast when nothin
 	@$(PYTHON) tools/setup_env.py
 
 run: setup ## ask the demo model one question over HTTP and stream the answer (PROMPT="…", MODEL=…)
-	@$(PY) tools/ask_once.py --model "$(MODEL)" --prompt "$(PROMPT)"
+	@$(PY) tools/ask_once.py --model="$$MODEL" --prompt="$$PROMPT"
 
-serve: setup ## serve MODEL on PORT until Ctrl-C
-	@$(VENV)/bin/kt serve "$(MODEL)" --port $(PORT)
+serve: setup ## serve MODEL (smolmoe-exact) on PORT (8000) until Ctrl-C
+	@$(VENV)/bin/kt serve --port "$(PORT)" -- "$$MODEL"
 
 test: setup ## all tests, time printed per package
 	@$(PY) tools/run_tests.py

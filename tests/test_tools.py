@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +25,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -76,9 +80,85 @@ def test_size_check_flags_long_files_and_missing_licence_lines(tmp_path: Path) -
     assert "fine.py" not in result.stderr
 
 
-def test_run_tests_counts_a_suite_without_tests_as_failed(tmp_path: Path) -> None:
-    run_tests = load("run_tests")
+GOOD = "def test_good():\n    assert True\n"
+BAD = "def test_bad():\n    assert False\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "passed", "failed", "ok"),
+    [
+        ("", 0, 1, False),
+        (GOOD, 1, 0, True),
+        (GOOD + BAD, 1, 1, False),
+        ("import nothing_of_that_name\n", 0, 1, False),
+        (GOOD + "def test_crash():\n    import os\n    os.abort()\n", 0, 1, False),
+        (GOOD + BAD + "def test_broken(no_such_fixture): ...\n", 1, 2, False),
+        (GOOD + "def test_says():\n    print('9 failed in 1.0s')\n    assert 0\n", 1, 1, False),
+    ],
+    ids=["empty", "good", "bad", "collection error", "crash", "fixture error", "misleading output"],
+)
+def test_run_tests_counts_what_happened(
+    tmp_path: Path, source: str, passed: int, failed: int, ok: bool
+) -> None:
     (tmp_path / "tests").mkdir()
-    assert run_tests.run_suite(tmp_path, [])[1] is False
-    (tmp_path / "tests" / "test_one.py").write_text("def test_one():\n    assert True\n")
-    assert run_tests.run_suite(tmp_path, []) == ({"passed": 1}, True)
+    (tmp_path / "tests" / "test_one.py").write_text(source)
+    result = load("run_tests").run_suite(str(tmp_path), [])
+    assert (result.passed, result.failed, result.state == "ok") == (passed, failed, ok)
+
+
+@pytest.mark.parametrize(
+    "question", ['say "hi" to $HOME', "`id` $(HOME) $5 äöü", "--help", "a $(b"]
+)
+def test_make_passes_the_question_as_it_was_typed(tmp_path: Path, question: str) -> None:
+    interpreter = tmp_path / "bin" / "python"
+    interpreter.parent.mkdir()
+    interpreter.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    interpreter.chmod(0o755)
+    make = ["make", "-s", f"VENV={tmp_path}", "PYTHON=true", "run"]
+    for extra, env in (([], {"PROMPT": question}), ([f"PROMPT={question}"], {})):
+        result = subprocess.run(
+            [*make, *extra],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PATH": os.defpath, **env},
+        )
+        assert f"--prompt={question}" in result.stdout.splitlines()
+
+
+def test_setup_goes_on_where_it_stopped_and_sees_what_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup_env = load("setup_env")
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name in ("pip", "numpy"):
+        (site / f"{name}-1.0.dist-info").mkdir(parents=True)
+    ran: list[str] = []
+    broken = {"requirements"}
+
+    def steps() -> list[tuple[str, str, Callable[[], None]]]:
+        def action(name: str) -> None:
+            if name in broken:
+                raise setup_env.SetupError("no network")
+            ran.append(name)
+
+        names = (setup_env.VENV_STEP, "requirements", "install")
+        return [(name, "key", partial(action, name)) for name in names]
+
+    monkeypatch.setattr(setup_env, "VENV", tmp_path)
+    monkeypatch.setattr(setup_env, "STAMP", tmp_path / "stamp.json")
+    monkeypatch.setattr(setup_env, "steps", steps)
+    with pytest.raises(setup_env.SetupError):
+        setup_env.refresh()
+    assert ran == [setup_env.VENV_STEP]
+    broken.clear()
+    assert setup_env.refresh()
+    assert ran == [setup_env.VENV_STEP, "requirements", "install"]
+    assert not setup_env.refresh()
+    (site / "numpy-1.0.dist-info").rmdir()
+    assert setup_env.refresh()
+    assert ran[3:] == ["requirements", "install"]
+    (tmp_path / "stamp.json").write_text('{"done": ')  # cut short
+    assert setup_env.refresh()
+    assert ran[5:] == [setup_env.VENV_STEP, "requirements", "install"]

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 
 KT = Path(sys.executable).parent / "kt"
 READY = re.compile(r"listening on (http://\S+)")
@@ -34,33 +34,55 @@ def main() -> int:
     parser.add_argument("--prompt", default="What is the capital of France?")
     parser.add_argument("--max-tokens", type=int, default=256)
     arguments = parser.parse_args()
+    if not arguments.prompt.strip():
+        parser.error('the question is empty; PROMPT="Name three rivers." make run asks one')
     # No log lines between the words of the answer.
-    command = ["env", "KT_LOG=warning", KT, "serve", arguments.model, "--port", "0"]
+    command = ["env", "KT_LOG=warning", KT, "serve", "--port", "0", "--", arguments.model]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
-    watchdog.start()
     try:
-        lines: list[str] = []
-        url = wait_until_listening(server, lines)
-        watchdog.cancel()
-        if url is None:
-            print("the server did not start; its own message is above", file=sys.stderr)
-            return 1
-        ask(url, arguments.model, arguments.prompt, arguments.max_tokens)
-        for (
-            line
-        ) in lines:  # the kernel target and weight format that ran, in the server's own words
-            print(f"  {line}")
+        answered = converse(server, arguments.model, arguments.prompt, arguments.max_tokens)
+    except KeyboardInterrupt:  # the server has heard it too, and stops
+        answered = False
     finally:
-        watchdog.cancel()
-        server.send_signal(signal.SIGTERM)
-        try:
-            status = server.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            status = server.wait()
+        status = stop(server)
+    if not answered:
+        return 1
     print(f"  server stopped with exit status {status}")
     return 0 if status == 0 else 1
+
+
+def converse(server: subprocess.Popen[str], model: str, prompt: str, max_tokens: int) -> bool:
+    """Wait for the server, ask, and print all there is to know; whether an answer came."""
+    watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    lines: list[str] = []
+    url = wait_until_listening(server, lines)
+    in_time = watchdog.is_alive()
+    watchdog.cancel()
+    if url is None:
+        why = "its own message is above" if in_time else f"not within {START_TIMEOUT_S} s"
+        print(f"the server did not start: {why}", file=sys.stderr)
+        return False
+    try:
+        ask(url, model, prompt, max_tokens)
+    except OpenAIError as error:
+        print(f"\nthe server did not answer: {error}", file=sys.stderr)
+        return False
+    # The kernel target and weight format that ran, in the server's own words.
+    for line in lines:
+        print(f"  {line}")
+    return True
+
+
+def stop(server: subprocess.Popen[str]) -> int:
+    """Tell the server to stop, and insist if it does not; its exit status."""
+    server.send_signal(signal.SIGTERM)
+    try:
+        return server.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        return server.wait()
 
 
 def wait_until_listening(server: subprocess.Popen[str], lines: list[str]) -> str | None:
@@ -97,7 +119,7 @@ def ask(url: str, model: str, prompt: str, max_tokens: int) -> None:
             first = first or last
             print(text, end="", flush=True)
     if usage is None or not first:
-        raise RuntimeError("the stream ended without an answer")
+        raise OpenAIError("the stream ended without an answer")
     print("\n")
     print(f"  time to first token  {first - started:.3f} s ({usage.prompt_tokens} prompt tokens)")
     if usage.completion_tokens > 1 and last > first:

@@ -33,7 +33,8 @@ def main() -> int:
             offenders.append(f"{name}: {len(lines)} lines; split it (limit {HARD_LIMIT})")
         if "SPDX-License-Identifier" not in lines[0]:
             offenders.append(f"{name}: the first line must be the SPDX licence line")
-    print("\n".join(offenders), file=sys.stderr)
+    for offender in offenders:
+        print(offender, file=sys.stderr)
     return 1 if offenders else 0
 
 

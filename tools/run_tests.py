@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +25,8 @@ SUITES = (
     "tools/demo_model",
     "tests",
 )
-COUNT = re.compile(r"(\d+) (passed|failed|error|errors|skipped)\b")
+SUMMARY = re.compile(r"^(?:=+ )?\d+ \w+.* in [\d.]+s\b")  # pytest's last line
+COUNT = re.compile(r"(\d+) (passed|failed|error|skipped)")
 
 
 def main() -> int:
@@ -33,49 +35,78 @@ def main() -> int:
     parser.add_argument("--fast", action="store_true", help="leave out slow and e2e tests")
     arguments = parser.parse_args()
     selection = ["-m", "not slow and not e2e"] if arguments.fast else []
-    rows: list[tuple[str, float, dict[str, int], bool]] = []
-    for suite in SUITES:
-        print(f"\n=== {suite}", flush=True)
-        started = time.monotonic()
-        counts, ok = run_suite(ROOT / suite, selection)
-        rows.append((suite, time.monotonic() - started, counts, ok))
+    results = []
+    try:
+        for suite in SUITES:
+            print(f"\n=== {suite}", flush=True)
+            results.append(run_suite(suite, selection))
+    except KeyboardInterrupt:
+        print("\ninterrupted: not all suites ran", flush=True)
+        return 130
     print("\n=== time per package")
-    for suite, seconds, counts, ok in rows:
-        state = "ok" if ok else "FAILED"
-        print(f"{suite:22s} {seconds:7.1f} s  {counts.get('passed', 0):5d} passed  {state}")
-    total = {
-        kind: sum(counts.get(kind, 0) for _, _, counts, _ in rows)
-        for kind in ("passed", "failed", "skipped")
-    }
-    failed = total["failed"] + sum(not ok and not counts.get("failed") for _, _, counts, ok in rows)
-    print(f"{'total':22s} {sum(row[1] for row in rows):7.1f} s\n")
-    print(f"{total['passed']} passed, {failed} failed, {total['skipped']} skipped")
+    for result in results:
+        print(
+            f"{result.suite:22s} {result.seconds:7.1f} s  {result.passed:5d} passed  {result.state}"
+        )
+    print(f"{'total':22s} {sum(result.seconds for result in results):7.1f} s\n")
+    passed, failed, skipped = (
+        sum(getattr(result, kind) for result in results) for kind in ("passed", "failed", "skipped")
+    )
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0
 
 
-def run_suite(directory: Path, selection: list[str]) -> tuple[dict[str, int], bool]:
-    """One pytest process, its output passed through; an empty suite counts as failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--durations=5",
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        *selection,
-    ]
+@dataclass(frozen=True)
+class Result:
+    """How one suite went.
+
+    Attributes:
+        passed, skipped: tests.
+        failed: tests that failed or could not be set up or collected; at least 1 if the suite did
+            not end well, whatever the reason.
+        state: "ok" or why not.
+    """
+
+    suite: str
+    seconds: float
+    passed: int
+    failed: int
+    skipped: int
+    state: str
+
+
+def run_suite(suite: str, selection: list[str]) -> Result:
+    """One pytest process, its output passed through; an empty suite counts as failed.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+    """
+    started = time.monotonic()
+    directory = ROOT / suite
     tests = directory / "tests" if (directory / "tests").is_dir() else directory
-    process = subprocess.Popen([*command, str(tests)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", *selection]
+    command += ["-c", str(ROOT / "pyproject.toml"), str(tests)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    last = ""
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        last = line if COUNT.search(line) else last
-    counts = {
-        kind.rstrip("s") if kind == "errors" else kind: int(n) for n, kind in COUNT.findall(last)
-    }
-    return counts, process.wait() == 0 and counts.get("passed", 0) > 0
+    summary = ""
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            summary = line if SUMMARY.search(line) else summary
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it got the same signal, and ends by itself
+        raise
+    counts = {kind: int(count) for count, kind in COUNT.findall(summary)}
+    passed = counts.get("passed", 0)
+    failed = counts.get("failed", 0) + counts.get("error", 0)
+    state = "ok"
+    if status != 0 or passed == 0:
+        failed = max(1, failed)
+        state = f"FAILED (pytest's exit status: {status})"
+    return Result(
+        suite, time.monotonic() - started, passed, failed, counts.get("skipped", 0), state
+    )
 
 
 if __name__ == "__main__":

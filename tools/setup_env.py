@@ -3,9 +3,8 @@
 editable form.
 
 Runs on the system's Python with its standard library only, because nothing else is there yet. Does
-nothing, quickly,
-when what it depends on has not changed. Not an installer for users: they `pip install` the
-packages.
+nothing, quickly, when what it depends on has not changed; goes on where it was interrupted. Not an
+installer for users: they `pip install` the packages.
 """
 
 from __future__ import annotations
@@ -20,11 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+STAMP = VENV / ".kt-setup.json"  # what was done, so what need not be done again
 CONSTRAINTS = ROOT / "constraints.txt"
+VENV_STEP = "virtual environment"
 GROUPS = ("build", "run", "test", "check", "bench")
 MINIMUM_PYTHON = (3, 11)
 PACKAGES = (
@@ -44,44 +46,83 @@ class SetupError(Exception):
 
 
 def main() -> int:
-    """Bring .venv up to date; 0 on success, 1 with a message saying what to do."""
+    """Bring .venv up to date; 0 on success, else a message saying what to do."""
     started = time.monotonic()
     try:
         check_prerequisites()
-        stamp = VENV / ".kt-setup.json"
-        done: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
-        worked = False
-        for step, key, action in steps():
-            if done.get(step) == key:
-                continue
-            worked = True
-            print(f"setup: {step}", flush=True)
-            action()
-            done[step] = key
-            stamp.write_text(json.dumps(done, indent=1))
+        worked = refresh()
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:
-        print(f"setup: failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        print(
+            f"setup: this failed, for the reason above: {' '.join(map(str, error.cmd))}\n"
+            "setup: `make setup` goes on from here; `make clean` first starts from nothing",
+            file=sys.stderr,
+        )
         return 1
+    except KeyboardInterrupt:
+        print("\nsetup: interrupted; `make setup` goes on from here", file=sys.stderr)
+        return 130
     if worked:
         print(f"setup: done in {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
 
+def refresh() -> bool:
+    """Run the steps that are not up to date, noting each when it is done; whether there were
+    any.
+    """
+    stamp = read_stamp()
+    done, had = stamp["done"], set(stamp["distributions"])
+    if not had <= distributions():  # somebody uninstalled something: only pip cannot mend itself
+        done = {s: k for s, k in done.items() if s == VENV_STEP and "pip" in distributions()}
+    worked = False
+    for step, key, action in steps():
+        if done.get(step) == key:
+            continue
+        worked = True
+        print(f"setup: {step}", flush=True)
+        action()
+        done[step] = key
+        text = json.dumps({"done": done, "distributions": sorted(distributions())}, indent=1)
+        partial_stamp = STAMP.with_suffix(".partial")
+        partial_stamp.write_text(text)
+        partial_stamp.replace(STAMP)
+    return worked
+
+
+def read_stamp() -> dict[str, Any]:
+    """What the last run noted; nothing done if there was none or it cannot be read."""
+    try:
+        stamp = json.loads(STAMP.read_text())
+        return {"done": dict(stamp["done"]), "distributions": list(stamp["distributions"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"done": {}, "distributions": []}
+
+
+def distributions() -> set[str]:
+    """Names of what is installed in .venv; a version may change unnoticed, that is its user's
+    choice.
+    """
+    return {path.name.split("-")[0] for path in VENV.glob("lib/python*/site-packages/*.dist-info")}
+
+
 def steps() -> Iterator[tuple[str, str, Callable[[], None]]]:
     """The steps in order, each with the fingerprint that tells whether it is still up to date."""
-    requirements = digest(ROOT / "pyproject.toml", CONSTRAINTS) + sys.version
-    yield "virtual environment", sys.version, create_venv
-    yield "torch (CPU build)", digest(CONSTRAINTS), install_torch
+    # A patch release of the same Python keeps the environment; all else needs a new one.
+    interpreter = f"{sys.base_prefix} {sys.version_info.major}.{sys.version_info.minor} "
+    yield VENV_STEP, interpreter, create_venv
+    yield "torch (CPU build)", interpreter + digest(CONSTRAINTS), install_torch
+    requirements = interpreter + digest(ROOT / "pyproject.toml", CONSTRAINTS)
     yield "requirements", requirements, install_requirements
     for package in PACKAGES:
         directory = ROOT / package
         files = [directory / "pyproject.toml"]
         if package.endswith("kt-kernel"):
             files += sorted(p for pattern in KERNEL_SOURCES for p in directory.glob(pattern))
-        yield f"install {package}", digest(*files), partial(install_editable, directory)
+        key = interpreter + digest(*files)
+        yield f"install {package}", key, partial(install_editable, directory)
 
 
 def check_prerequisites() -> None:
@@ -104,9 +145,11 @@ def check_prerequisites() -> None:
 
 
 def create_venv() -> None:
-    """A fresh virtual environment with a pip that knows dependency groups (25.1)."""
-    if not PYTHON.exists():
-        run(sys.executable, "-m", "venv", VENV)
+    """A fresh virtual environment with a pip that knows dependency groups (25.1).
+
+    Cleared first: a half-made one, or one of another Python, cannot be mended.
+    """
+    run(sys.executable, "-m", "venv", "--clear", VENV)
     pip("install", "pip>=25.1")
 
 
