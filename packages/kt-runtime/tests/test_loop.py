@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 
@@ -20,6 +22,7 @@ from .fake_model import (
     greedy_request,
     tokens_of,
 )
+from .tiny_models import tiny_checkpoint
 
 
 class SlowModel(FakeCausalLM):
@@ -198,3 +201,28 @@ def test_requests_of_an_event_loop_that_ended_are_aborted():
         time.sleep(0.002)
     assert engine.stats().finished == {"abort": 1}
     engine.close()
+
+
+ENDS_WHILE_GENERATING = """
+import asyncio, sys, threading, time
+from kt_runtime import Engine, EngineConfig, Request, SamplingParams
+
+engine = Engine.from_pretrained(sys.argv[1], EngineConfig(num_pages=64))
+started = threading.Event()
+
+async def generate():
+    sampling = SamplingParams(max_tokens=400, ignore_eos=True)
+    async for _ in engine.generate(Request("a", (1, 2, 3), sampling)):
+        started.set()
+
+threading.Thread(target=lambda: asyncio.run(generate()), daemon=True).start()
+started.wait(60)
+"""
+
+
+def test_a_program_may_end_while_its_engine_computes():
+    """A thread that came back from a kernel after the interpreter has gone would abort it."""
+    checkpoint = str(tiny_checkpoint("mixtral")[1])
+    command = [sys.executable, "-c", ENDS_WHILE_GENERATING, checkpoint]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr

@@ -5,6 +5,7 @@ token."""
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
 from collections.abc import AsyncGenerator
@@ -41,9 +42,11 @@ class EngineLoop:
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
         self._latest: dict[str, TokenEvent] = {}
-        # A daemon, so that a program that forgot close() can still exit.
+        # A daemon, so that a program that forgot close() can still exit; closed before the
+        # interpreter goes, because a thread that returns from a kernel after that aborts it.
         self._thread = threading.Thread(target=self._run, name="kt-engine", daemon=True)
         self._thread.start()
+        atexit.register(engine.close, "the program ended")
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """The request's events; see `Engine.generate`."""
@@ -71,6 +74,7 @@ class EngineLoop:
     def join(self) -> None:
         """Wait for the thread to end; the engine must have been closed. Not from the thread
         itself."""
+        atexit.unregister(self._engine.close)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
