@@ -3,24 +3,24 @@
 
 from kt_kernel import Experts, Stream
 
-from .inputs import CpuTime, Layer, cases
+from .inputs import CpuTime, Layer, Warm, cases
 
 
 class Forward(CpuTime):
     params = (cases.FORMATS, cases.BENCH_ROWS)
     param_names = ("format", "num_tokens")
 
-    def setup(self, format, num_tokens):
+    def prepare(self, format, num_tokens):
         self.layer = Layer(format, num_tokens)
 
     def time_forward(self, format, num_tokens):
         self.layer.moe.forward(*self.layer.call)
 
 
-class Call:
+class Call(Warm):
     """The ways to make one decode call, waiting included. Wall time."""
 
-    def setup(self):
+    def prepare(self):
         self.layer = Layer("int4", 1)
         self.stream = Stream(self.layer.pool)
 
@@ -35,7 +35,7 @@ class PackExperts(CpuTime):
     params = cases.FORMATS
     param_names = ("format",)
 
-    def setup(self, format):
+    def prepare(self, format):
         self.layer = Layer(format, 1)
 
     def time_pack(self, format):

@@ -5,7 +5,17 @@ import numpy as np
 
 from kt_kernel import Graph, Linear
 
-from .inputs import CpuTime, Paged, cases, make_pool, make_stream, normal, pack_linear, stored
+from .inputs import (
+    CpuTime,
+    Paged,
+    Warm,
+    cases,
+    make_pool,
+    make_stream,
+    normal,
+    pack_linear,
+    stored,
+)
 
 F32, I32 = np.float32, np.int32
 # 64 tokens of a small model: 256 KiB, inside the second-level cache on every machine.
@@ -16,7 +26,7 @@ class Embedding(CpuTime):
     params = cases.FLOAT_DTYPES
     param_names = ("dtype",)
 
-    def setup(self, dtype):
+    def prepare(self, dtype):
         self.stream = make_stream()
         self.weight = stored(normal(4096, HIDDEN), dtype)
         self.ids = np.arange(0, 4096, 4096 // TOKENS, dtype=I32)
@@ -27,7 +37,7 @@ class Embedding(CpuTime):
 
 
 class Elementwise(CpuTime):
-    def setup(self):
+    def prepare(self):
         self.stream = make_stream()
         self.x, self.y = normal(TOKENS, HIDDEN), normal(TOKENS, HIDDEN)
         self.weight, self.out = normal(HIDDEN), np.empty((TOKENS, HIDDEN), F32)
@@ -46,7 +56,7 @@ class LinearOp(CpuTime):
     params = (cases.FORMATS, cases.BENCH_ROWS)
     param_names = ("format", "num_tokens")
 
-    def setup(self, format, num_tokens):
+    def prepare(self, format, num_tokens):
         self.stream = make_stream()
         self.linear = pack_linear(format, make_pool())
         self.x = normal(num_tokens, self.linear.in_features)
@@ -60,7 +70,7 @@ class PackLinear(CpuTime):
     params = cases.FORMATS
     param_names = ("format",)
 
-    def setup(self, format):
+    def prepare(self, format):
         self.weight, self.pool = normal(*cases.BENCH_LINEAR), make_pool()
 
     def time_pack(self, format):
@@ -71,7 +81,7 @@ class KvCache(CpuTime):
     params = cases.FLOAT_DTYPES
     param_names = ("dtype",)
 
-    def setup(self, dtype):
+    def prepare(self, dtype):
         self.stream, self.paged = make_stream(), Paged(dtype)
 
     def time_attention(self, dtype):
@@ -82,7 +92,7 @@ class KvCache(CpuTime):
 
 
 class Route(CpuTime):
-    def setup(self):
+    def prepare(self):
         case = cases.BENCH_ROUTE
         self.stream, self.logits = make_stream(), normal(TOKENS, case.num_experts)
         self.bias = normal(case.num_experts)
@@ -102,10 +112,10 @@ class Route(CpuTime):
         )
 
 
-class Replay:
+class Replay(Warm):
     """What an op costs beyond its arithmetic: a hundred additions of one row each. Wall time."""
 
-    def setup(self):
+    def prepare(self):
         x, out = normal(1, 64), np.empty((1, 64), F32)
         self.graph = Graph(make_pool(), np.ones(1, I32))
         for _ in range(100):

@@ -5,6 +5,8 @@ import numpy as np
 
 from kt_kvcache import Geometry, Group, Identity, KVStore, StoreConfig
 
+from .inputs import Warm
+
 PAGE_TOKENS = 64
 NUM_TOKENS = 131072
 NUM_PAGES = NUM_TOKENS // PAGE_TOKENS
@@ -16,10 +18,10 @@ def make_tokens(num_tokens: int) -> list[int]:
     return np.random.default_rng(0).integers(0, 150_000, num_tokens).tolist()
 
 
-class Chain:
+class Chain(Warm):
     """A prompt of 131072 tokens, and one more turn of 1024."""
 
-    def setup(self):
+    def prepare(self):
         self.store = KVStore.open(config=StoreConfig(1, PAGE_TOKENS))
         self.space = self.store.space(IDENTITY, GEOMETRY)
         self.tokens = make_tokens(NUM_TOKENS)
@@ -37,10 +39,10 @@ class Chain:
         self.warm.extend(self.turn)
 
 
-class Lookup:
+class Lookup(Warm):
     """A cached prompt of 2048 pages."""
 
-    def setup(self):
+    def prepare(self):
         self.store = KVStore.open(config=StoreConfig(NUM_PAGES, PAGE_TOKENS))
         self.space = self.store.space(IDENTITY, GEOMETRY)
         self.chain = self.space.chain(make_tokens(NUM_TOKENS))
@@ -54,12 +56,12 @@ class Lookup:
         self.space.acquire(self.chain).release()
 
 
-class Cycle:
+class Cycle(Warm):
     """Reserve, commit and release of 16 new pages in a full store: each page evicts one."""
 
     num_pages = 16
 
-    def setup(self):
+    def prepare(self):
         self.store = KVStore.open(config=StoreConfig(NUM_PAGES, PAGE_TOKENS))
         self.space = self.store.space(IDENTITY, GEOMETRY)
         # More prompts than fit, in turn: each is evicted before it comes again.
@@ -67,9 +69,12 @@ class Cycle:
         self.chains = [self.space.chain([i] * self.num_pages * PAGE_TOKENS) for i in prompts]
         self.turn = 0
         for _ in prompts:
-            self.time_reserve_commit_release_16_pages()
+            self.cycle()
 
     def time_reserve_commit_release_16_pages(self):
+        self.cycle()
+
+    def cycle(self):
         chain = self.chains[self.turn % len(self.chains)]
         self.turn += 1
         with self.space.reserve(chain, 0, self.num_pages) as writer:

@@ -4,9 +4,11 @@
 Results of different commits are comparable only if these stay: add shapes, do not change them.
 """
 
+import functools
 import importlib.util
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +34,38 @@ def _load_cases() -> ModuleType:
 cases = _load_cases()
 
 
-class CpuTime:
+def _prepared(time_function: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(time_function)
+    def call(self: "Warm", *params: object) -> None:
+        if self.prepared_for != params:
+            self.prepare(*params)
+            self.prepared_for = params
+        time_function(self, *params)
+
+    return call
+
+
+class Warm:
+    """Base of the benchmarks: `prepare(*params)` before the first call, then calls on warm state.
+
+    asv runs a method named `setup` before every single timed call (asv_runner 0.3), and one call on
+    cold caches, whose threads just started, varies by more than the 20 % that shall be seen.
+    """
+
+    prepared_for: tuple[object, ...] | None = None
+    # Samples of 50 ms hold hundreds of calls, so that one preemption (4 ms) cannot look like a
+    # slowdown; two rounds of up to 20 samples let asv's test tell 20 % from noise.
+    sample_time = 0.05
+    rounds = 2
+    repeat = (10, 20, 2.0)
+
+    def __init_subclass__(cls) -> None:
+        for name, attribute in list(vars(cls).items()):
+            if name.startswith("time_"):
+                setattr(cls, name, _prepared(attribute))
+
+
+class CpuTime(Warm):
     """Base of the benchmarks of arithmetic: CPU time of the process, whatever else is running.
 
     On a busy two-core machine wall time varies tenfold; CPU time shows a slowdown of 20 %. What CPU
@@ -40,11 +73,6 @@ class CpuTime:
     """
 
     timer = time.process_time
-    # Samples of 50 ms hold hundreds of calls, so that one preemption (4 ms) cannot look like a
-    # slowdown; 2 rounds of 20 samples let asv's test tell 20 % from noise.
-    sample_time = 0.05
-    rounds = 2
-    repeat = (10, 20, 10.0)
 
 
 def make_pool() -> ThreadPool:
