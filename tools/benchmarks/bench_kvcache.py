@@ -27,7 +27,6 @@ class Chain(Warm):
         self.tokens = make_tokens(NUM_TOKENS)
         self.array = np.array(self.tokens, np.uint32)
         self.turn = make_tokens(1024)
-        self.warm = self.space.chain(self.tokens)
 
     def time_cold_chain_from_list(self):
         self.space.chain(self.tokens)
@@ -36,7 +35,7 @@ class Chain(Warm):
         self.space.chain(self.array)
 
     def time_extend_by_1024(self):
-        self.warm.extend(self.turn)
+        self.space.chain(()).extend(self.turn)
 
 
 class Lookup(Warm):
