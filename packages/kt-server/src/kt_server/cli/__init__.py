@@ -16,7 +16,7 @@ from kt_server.cli.serve import serve as serve_command
 
 app = typer.Typer(
     name="kt",
-    help="Mixture-of-Experts language models on CPU and GPU.",
+    help="Mixture-of-Experts language models on the CPUs you have.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

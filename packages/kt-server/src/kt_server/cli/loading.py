@@ -32,11 +32,11 @@ WeightFormatOption = Annotated[
     WeightFormat, typer.Option(help="How weights are stored; native keeps the checkpoint's own.")
 ]
 MaxModelLenOption = Annotated[
-    int | None, typer.Option(help="Longest prompt plus answer, in tokens [default: the model's].")
+    int | None, typer.Option(help="Longest prompt plus answer, in tokens (default: the model's).")
 ]
 KVMemoryOption = Annotated[float, typer.Option(help="Memory for KV pages, in GB.")]
 NumThreadsOption = Annotated[
-    int | None, typer.Option(help="Compute threads [default: one per physical core].")
+    int | None, typer.Option(help="Compute threads (default: one per physical core).")
 ]
 
 _REPORT_EVERY_S = 2.0  # between two lines of progress where there is no terminal

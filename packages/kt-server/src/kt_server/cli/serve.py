@@ -39,7 +39,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8000,
     served_model_name: Annotated[
-        str | None, typer.Option(help="The model's name in the API [default: MODEL].")
+        str | None, typer.Option(help="The model's name in the API (default: MODEL).")
     ] = None,
     weight_format: WeightFormatOption = "native",
     max_model_len: MaxModelLenOption = None,
