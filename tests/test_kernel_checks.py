@@ -71,7 +71,7 @@ def test_an_op_without_a_benchmark_is_found(tmp_path: Path) -> None:
     shutil.copytree(TOOLS / "benchmarks", tmp_path / "tools" / "benchmarks")
     shutil.copy(TOOLS / "check_bench_coverage.py", tmp_path / "tools")
     ops = (package / "ops.py").read_text()
-    marker = "    def swiglu("
+    marker = "    def activate("
     assert marker in ops
     (package / "ops.py").write_text(
         ops.replace(marker, "    def gated_delta(self) -> None: ...\n\n" + marker)

@@ -45,8 +45,8 @@ class Elementwise(CpuTime):
     def time_rms_norm(self):
         self.stream.rms_norm(self.x, self.weight, self.out, eps=1e-6)
 
-    def time_swiglu(self):
-        self.stream.swiglu(self.x, self.y, self.out)
+    def time_activate(self):
+        self.stream.activate(self.x, self.y, self.out)
 
     def time_add(self):
         self.stream.add(self.x, self.y, self.out)

@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kt_kernel import Activation
+
 EPS = 2.0**-23
+SILU = Activation("silu")
 BLOCK = 32  # activations are quantised per 32 of K
 F64 = np.float64
 F32 = np.float32
@@ -184,12 +187,33 @@ def linear_exact(x: np.ndarray, weight: np.ndarray, format: str, group_size: int
     return Expected(x.astype(F64) @ weight.astype(F64).T, bound + float_error)
 
 
-def swiglu(gate: np.ndarray, up: np.ndarray) -> Expected:
-    """silu(gate) * up. The exponential is good to 2 ulp; 8 eps cover it and three operations."""
+def activate(gate: np.ndarray | None, up: np.ndarray, activation: Activation = SILU) -> Expected:
+    """The activation's formula, x * sigmoid(t) with a factor.
+
+    The exponential is good to 2 ulp; 8 eps cover it and four operations. Where t is computed, its
+    relative error of a few eps counts |t| (1 - sigmoid(t)) times. A sigmoid below the normal range
+    becomes 0.
+    """
+    kind, u = activation.kind, up.astype(F64)
+    if kind == "relu2":
+        value = np.where(u > 0, u, 0.0 * u) ** 2
+        return Expected(value, EPS * np.abs(value))
+    limit = np.inf if activation.limit is None else float(F32(activation.limit))
     g = gate.astype(F64)
+    if kind in ("silu_clamped", "swigluoai"):
+        g = np.where(g > limit, limit, g)
+    factor = np.clip(u, -limit, limit) + (kind == "swigluoai")
+    t = {
+        "gelu": 2 * np.sqrt(2 / np.pi) * (g + 0.044715 * g**3),
+        "swigluoai": float(F32(activation.alpha or 0)) * g,
+    }.get(kind, g)
     with np.errstate(over="ignore"):
-        value = g / (1 + np.exp(-g)) * up
-    return Expected(value, 8 * EPS * np.abs(value))
+        gated = g / (1 + np.exp(-t))
+        drift = np.abs(t) / (1 + np.exp(t)) * (t is not g)
+    if kind == "silu_post_clamped":
+        gated = np.where(gated > limit, limit, gated)
+    value = gated * factor
+    return Expected(value, (8 + 4 * drift) * EPS * np.abs(value) + 1e-38 * np.abs(g * factor))
 
 
 def add(x: np.ndarray, y: np.ndarray) -> Expected:
@@ -293,7 +317,7 @@ def moe(
             continue
         g = linear(x[rows], gate[e], format, group_size)
         u = linear(x[rows], up[e], format, group_size)
-        h = swiglu(g.value, u.value)
+        h = activate(g.value, u.value)
         # |silu'| <= 1.1, and both factors move.
         silu = np.abs(g.value / (1 + np.exp(-g.value))) + 1.1 * g.tolerance
         h_error = h.tolerance + 1.1 * g.tolerance * np.abs(u.value) + silu * u.tolerance

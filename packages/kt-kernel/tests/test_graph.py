@@ -90,7 +90,7 @@ class DecodeLayer:
         ops.route(b["logits"], b["topk_ids"], b["topk_weights"], score="sigmoid")
         ops.linear(b["normed"], self.gate, b["gate"])
         ops.linear(b["normed"], self.up, b["up"])
-        ops.swiglu(b["gate"], b["up"], b["gate"])
+        ops.activate(b["gate"], b["up"], b["gate"])
         ops.linear(b["gate"], self.down, b["shared"])
         ops.moe(
             self.moe, b["normed"], b["topk_ids"], b["topk_weights"], b["shared"], accumulate=True

@@ -21,8 +21,8 @@ def test_an_output_overlaps_no_input(pool, rng):
     first, shifted = buffer[:16].reshape(2, 8), buffer[8:24].reshape(2, 8)
     with pytest.raises(ValueError, match=r"\[add\] out must not overlap x in part"):
         stream.add(first, x, shifted)
-    with pytest.raises(ValueError, match=r"\[swiglu\] out must not overlap up in part"):
-        stream.swiglu(x, shifted, first)
+    with pytest.raises(ValueError, match=r"\[activate\] out must not overlap up in part"):
+        stream.activate(x, shifted, first)
     with pytest.raises(ValueError, match=r"\[rms_norm\] out must not overlap x in part"):
         stream.rms_norm(first, np.ones(8, F32), shifted, eps=1e-6)
     layer = MoeLayer(MoeCase(2, 8, 8, 1, 2), rng)

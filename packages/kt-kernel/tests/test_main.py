@@ -22,7 +22,7 @@ def test_overview_names_targets_formats_and_threads_and_passes(capsys):
     assert isa.active() == before
 
 
-@pytest.mark.parametrize("kernel", ["gemm_int4", "combine", "swiglu", "prepare_rows"])
+@pytest.mark.parametrize("kernel", ["gemm_int4", "combine", "activate", "prepare_rows"])
 def test_a_broken_kernel_is_found(kernel, capsys):
     with negated(kernel):
         assert main([]) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op on every target; linear, attention and moe have files of their own."""
+"""Ops on every target; activate, linear, attention and moe have files of their own."""
 
 import ml_dtypes
 import numpy as np
@@ -67,29 +67,7 @@ def test_rms_norm_of_zeros_is_zero_and_of_nan_is_its_own_affair(stream, rng):
     assert np.array_equal(out[[0, 2]], clean[[0, 2]])
 
 
-# --- swiglu, add -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("columns", [1, 9, 64, 5000])
-def test_swiglu_matches(stream, columns, rng):
-    for m in (0, 1, 17):
-        gate, up = (10 * rng.standard_normal((m, columns), F32) for _ in range(2))
-        out = np.full_like(gate, np.nan)
-        stream.swiglu(gate, up, out)
-        reference.assert_close(out, reference.swiglu(gate, up))
-        stream.swiglu(gate, up, gate)
-        assert np.array_equal(gate, out)
-
-
-def test_swiglu_at_the_ends_of_the_range(stream):
-    gate = np.array([[-1e38, -200, -89, -88, -1e-38, 0, 1e-38, 88, 89, 1e30, np.nan]], F32)
-    out = np.empty_like(gate)
-    stream.swiglu(gate, np.ones_like(gate), out)
-    assert np.isnan(out[0, -1])
-    expected = reference.swiglu(gate[:, :-1], np.ones_like(gate[:, :-1]))
-    # Where silu is below the normal range its exponential has few bits left.
-    wider = reference.Expected(expected.value, expected.tolerance + 1e-36)
-    reference.assert_close(out[:, :-1], wider)
+# --- add ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [1, 9, 40000])
@@ -264,7 +242,7 @@ def test_rows_do_not_notice_their_batch(stream, rng):
     def everything(rows):
         out = [np.empty_like(x[rows]) for _ in range(3)]
         stream.rms_norm(x[rows], weight, out[0], eps=1e-5)
-        stream.swiglu(x[rows], y[rows], out[1])
+        stream.activate(x[rows], y[rows], out[1])
         stream.add(x[rows], y[rows], out[2])
         return [*out, *run_route(stream, x[rows], case, weight)]
 
@@ -296,8 +274,8 @@ X = np.ones((2, 8), F32)
         ("embedding", (np.zeros(2, np.int64), X, X.copy())),
         ("embedding", (np.zeros(3, np.int32), X, X.copy())),
         ("embedding", (np.zeros(2, np.int32), X[:, :4].copy(), X.copy())),
-        ("swiglu", (X, X[:1], X.copy())),
-        ("swiglu", (X, X, X.astype(np.float64))),
+        ("activate", (X, X[:1], X.copy())),
+        ("activate", (X, X, X.astype(np.float64))),
         ("add", (X, X[:, :4].copy(), X.copy())),
         ("add", (X, X.T.copy().T, X.copy())),
         ("add", (X, X, X[:1].copy())),

@@ -24,7 +24,7 @@ def results(pool, rng) -> dict[str, np.ndarray]:
         outs[name] = np.empty(shape, dtype)
         return outs[name]
 
-    stream.swiglu(x, y, out("swiglu"))
+    stream.activate(x, y, out("activate"))
     stream.add(x, y, out("add"))
     stream.embedding(np.array([2, 0], np.int32), x, out("embedding", (2, 40)))
     stream.rms_norm(x, y[0], out("rms_norm"), eps=1e-5)
@@ -53,7 +53,7 @@ def test_negating_a_kernel_changes_what_comes_through_it_and_nothing_else(target
     if kernel == "prepare_rows":  # the activations of every matrix product
         # In the MoE two signs cancel in gate, up and down, but not in silu.
         assert changed == {"gemm_float32", "gemm_bf16", "gemm_int8", "gemm_int4", "combine"}
-    elif kernel in ("gemm_int8", "swiglu"):
+    elif kernel in ("gemm_int8", "activate"):
         assert changed == {kernel, "combine"}
     else:
         assert changed == {kernel}

@@ -193,7 +193,7 @@ void Moe::run(Worker& worker, const MoeCall& call, int64_t live_rows) {
     multiply(Projection::up, s.up_act, s.up);
     const Range columns{panels.begin * kPanelRows,
                         std::min<int64_t>(panels.end * kPanelRows, intermediate)};
-    table.swiglu({s.gate, s.up, s.gate, s.stride, group.rows, columns});
+    table.activate({s.gate, s.up, s.gate, s.stride, {}, group.rows, columns});
   });
 
   const int64_t pairs = s.groups.empty() ? 0 : s.groups.back().rows.end;

@@ -33,7 +33,7 @@ void negate_output(const GemmArgs& args) {
     flip(args.c + row * args.c_stride, args.panels.begin * kPanelRows, end);
 }
 
-void negate_output(const SwigluArgs& args) {
+void negate_output(const ActivateArgs& args) {
   for (int64_t row = args.rows.begin; row < args.rows.end; ++row)
     flip(args.out + row * args.stride, args.columns.begin, args.columns.end);
 }

@@ -158,15 +158,15 @@ void attention(Stream& stream, AttentionArgs args, int64_t rows) {
   });
 }
 
-void swiglu(Stream& stream, SwigluArgs args, int64_t rows, int64_t columns) {
+void activate(Stream& stream, ActivateArgs args, int64_t rows, int64_t columns) {
   args.stride = columns;
-  submit(stream, "swiglu", rows, [args, columns](Worker& worker, int64_t live) {
-    const auto kernel = kernels().swiglu;
+  submit(stream, "activate", rows, [args, columns](Worker& worker, int64_t live) {
+    const auto kernel = kernels().activate;
     // exp makes an element about four times as dear as the simplest kernel's.
     const int64_t width = std::min(std::max<int64_t>(1, columns), kChunkElements / 4);
     const int64_t blocks = ceil_div(columns, width);
     worker.parallel_for(live * blocks, grain_for(4 * width), [&](int64_t begin, int64_t end) {
-      SwigluArgs part = args;
+      ActivateArgs part = args;
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / blocks, column = unit % blocks * width;
         part.rows = {row, row + 1};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Activations: rows converted into an ActMode for gemm (prepare_rows), and the elementwise swiglu
-// and add. Textual, included inside a target's namespace.
+// Activations: rows converted into an ActMode for gemm (prepare_rows), and the elementwise add.
+// Textual, included inside a target's namespace.
 
 // One block of 32 floats to int8: scale = absmax / 127, q = round(x / scale), and the sums of q
 // per 16.
@@ -63,21 +63,6 @@ inline void prepare_rows(const PrepareRowsArgs& args) {
     for (int64_t row = args.rows.begin; row < args.rows.end; ++row)
       prepare_row<E>(x + row * args.stride, args.k, args.out, row);
   });
-}
-
-inline void swiglu(const SwigluArgs& args) {
-  for (int64_t row = args.rows.begin; row < args.rows.end; ++row) {
-    const float* gate = args.gate + row * args.stride;
-    const float* up = args.up + row * args.stride;
-    float* out = args.out + row * args.stride;
-    int64_t i = args.columns.begin;
-    for (; i + Vec::kLanes <= args.columns.end; i += Vec::kLanes)
-      Vec::store(out + i, Vec::mul(silu(Vec::load(gate + i)), Vec::load(up + i)));
-    if (const int left = static_cast<int>(args.columns.end - i); left > 0) {
-      const Vec::F g = Vec::load_n(gate + i, left);
-      Vec::store_n(out + i, Vec::mul(silu(g), Vec::load_n(up + i, left)), left);
-    }
-  }
 }
 
 inline void add(const AddArgs& args) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory elements (f32, bf16, f16) as vectors of float, whole or partial, and functions of a vector
-// built from `Vec` alone (exp, silu). No kernels here. Textual, included inside a target's
-// namespace.
+// Memory elements (f32, bf16, f16) as vectors of float, whole or partial, and exp, built from `Vec`
+// alone. No kernels here. Textual, included inside a target's namespace.
 
 // Element<DType> loads and stores 8 elements (or the first n; other lanes load as 0) as 8 floats.
 template <DType kType>
@@ -77,5 +76,3 @@ inline Vec::F exp(Vec::F x) {
   const Vec::F half = Vec::round(Vec::mul(n, Vec::set1(0.5f)));
   return Vec::mul(Vec::mul(p, Vec::exp2_int(half)), Vec::exp2_int(Vec::sub(n, half)));
 }
-
-inline Vec::F silu(Vec::F x) { return Vec::div(x, Vec::add(Vec::set1(1.0f), exp(Vec::neg(x)))); }

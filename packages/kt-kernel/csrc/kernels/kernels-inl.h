@@ -5,6 +5,7 @@
 #include "kernels/element-inl.h"
 #include "kernels/vectors-inl.h"
 #include "kernels/act-inl.h"
+#include "kernels/activation-inl.h"
 #include "kernels/dequant-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/combine-inl.h"

@@ -220,15 +220,28 @@ void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::hand
                lens.reference(), starts.reference(), o.reference()});
 }
 
-void swiglu_op(StreamHandle& self, nb::handle gate, nb::handle up, nb::handle out) {
-  const char* op = "swiglu";
-  const Array g(op, "gate", gate, Element::float32, {"num_tokens", "intermediate_size"});
-  const Array u(op, "up", up, Element::float32, {g.dim(0), g.dim(1)});
-  const Array o(op, "out", out, Element::float32, {g.dim(0), g.dim(1)}, Access::write);
-  check_disjoint(op, o, {&g, &u}, true);
-  const SwigluArgs args{g.read<float>(), u.read<float>(), o.write<float>(), g.dim(1), {}, {}};
-  self.submit([&](Stream& stream) { swiglu(stream, args, g.dim(0), g.dim(1)); },
-              {g.reference(), u.reference(), o.reference()});
+void activate_op(StreamHandle& self, nb::handle gate, nb::handle up, nb::handle out,
+                 const std::string& kind, float limit, float alpha) {
+  const char* op = "activate";
+  const Activation activation = activation_from(op, kind, limit, alpha);
+  KT_CHECK(op, gate.is_none() != activation.gated(), "gate must be ",
+           activation.gated() ? "an array" : "None", " for ", kind, "; got ",
+           gate.is_none() ? "None" : "one");
+  const Array u(op, "up", up, Element::float32, {"num_tokens", "intermediate_size"});
+  const Array o(op, "out", out, Element::float32, {u.dim(0), u.dim(1)}, Access::write);
+  std::optional<Array> g;
+  if (activation.gated())
+    g.emplace(op, "gate", gate, Element::float32, std::initializer_list<Axis>{u.dim(0), u.dim(1)});
+  check_disjoint(op, o, {g ? &*g : nullptr, &u}, true);
+  const ActivateArgs args{g ? g->read<float>() : nullptr,
+                          u.read<float>(),
+                          o.write<float>(),
+                          u.dim(1),
+                          activation,
+                          {},
+                          {}};
+  self.submit([&](Stream& stream) { activate(stream, args, u.dim(0), u.dim(1)); },
+              {g ? g->reference() : nb::ndarray<nb::ro>(), u.reference(), o.reference()});
 }
 
 void add_op(StreamHandle& self, nb::handle x, nb::handle y, nb::handle out) {
@@ -313,7 +326,8 @@ void bind_stream(nb::module_& m) {
       .def("attention", &attention_op, "q"_a.none(), "k_cache"_a.none(), "v_cache"_a.none(),
            "kv_dtype"_a, "block_table"_a.none(), "seq_lens"_a.none(), "cu_seqlens_q"_a.none(),
            "scale"_a, "out"_a.none())
-      .def("swiglu", &swiglu_op, "gate"_a.none(), "up"_a.none(), "out"_a.none())
+      .def("activate", &activate_op, "gate"_a.none(), "up"_a.none(), "out"_a.none(), "kind"_a,
+           "limit"_a, "alpha"_a)
       .def("add", &add_op, "x"_a.none(), "y"_a.none(), "out"_a.none())
       .def("route", &route_op, "logits"_a.none(), "topk_ids"_a.none(), "topk_weights"_a.none(),
            "score"_a, "bias"_a.none(), "num_groups"_a, "topk_groups"_a, "normalize"_a, "scale"_a,

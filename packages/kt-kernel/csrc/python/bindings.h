@@ -26,6 +26,9 @@ void bind_weights(nb::module_& m);      // Linear, Experts
 void bind_moe(nb::module_& m);          // MoE, Ticket
 void bind_stream(nb::module_& m);       // Stream, Graph
 
+// kind as Activation of kt_kernel/activation.py names it.
+Activation activation_from(const char* op, const std::string& kind, float limit, float alpha);
+
 // The arrays of one MoE call, checked against it.
 class MoeArrays {
  public:

@@ -61,12 +61,30 @@ struct GemmArgs {
   Range panels;  // of kPanelRows output columns
 };
 
-// out = silu(gate) * up, elementwise over a [rows] x [columns] block; out may be gate or up.
-struct SwigluArgs {
-  const float* gate;
+// h = f(gate, up) of an MLP, with L = limit, clamp(x) = min(max(x, -L), L), silu(x) = x sigmoid(x):
+enum class ActivationKind : uint8_t {
+  silu,               // silu(gate) * up
+  silu_clamped,       // silu(min(gate, L)) * clamp(up)
+  silu_post_clamped,  // min(silu(gate), L) * clamp(up)
+  swigluoai,          // m * sigmoid(alpha * m) * (clamp(up) + 1) with m = min(gate, L)
+  gelu,               // gelu(gate) * up, tanh approximation
+  relu2,              // max(up, 0)^2: no gate
+};
+struct Activation {
+  ActivationKind kind = ActivationKind::silu;
+  float limit = 0;  // of the kinds that have one
+  float alpha = 0;
+  bool gated() const { return kind != ActivationKind::relu2; }
+};
+
+// out = activation(gate, up), elementwise over a [rows] x [columns] block; out may be gate or up.
+// A NaN in either gives NaN: no clamp swallows it.
+struct ActivateArgs {
+  const float* gate;  // null if not gated
   const float* up;
   float* out;
   int64_t stride;  // elements, the same for all three
+  Activation activation;
   Range rows;
   Range columns;
 };
@@ -179,7 +197,7 @@ struct RouteArgs {
   X(gemm_bf16, GemmArgs)            \
   X(gemm_int8, GemmArgs)            \
   X(gemm_int4, GemmArgs)            \
-  X(swiglu, SwigluArgs)             \
+  X(activate, ActivateArgs)         \
   X(add, AddArgs)                   \
   X(combine, CombineArgs)           \
   X(embedding, EmbeddingArgs)       \

@@ -22,7 +22,7 @@ void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, fl
             int64_t rows, bool accumulate);
 void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows);
 void attention(Stream& stream, AttentionArgs args, int64_t rows);
-void swiglu(Stream& stream, SwigluArgs args, int64_t rows, int64_t columns);
+void activate(Stream& stream, ActivateArgs args, int64_t rows, int64_t columns);
 void add(Stream& stream, AddArgs args, int64_t rows, int64_t columns);
 void route(Stream& stream, RouteArgs args, int64_t rows);  // padding rows: ids -1, weights 0
 void moe(Stream& stream, Moe& moe, const MoeCall& call);

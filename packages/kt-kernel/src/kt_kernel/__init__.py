@@ -5,6 +5,7 @@ No torch here: arrays come in through DLPack or as numpy (see `kt_kernel.arrays`
 """
 
 from kt_kernel import formats, isa
+from kt_kernel.activation import Activation
 from kt_kernel.experts import Experts
 from kt_kernel.graph import Graph
 from kt_kernel.linear import Linear
@@ -13,6 +14,7 @@ from kt_kernel.ops import Stream
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = (
+    "Activation",
     "Experts",
     "Graph",
     "Linear",

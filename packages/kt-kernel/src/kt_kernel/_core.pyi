@@ -173,7 +173,15 @@ class Stream:
         scale: float,
         out: object | None,
     ) -> None: ...
-    def swiglu(self, gate: object | None, up: object | None, out: object | None) -> None: ...
+    def activate(
+        self,
+        gate: object | None,
+        up: object | None,
+        out: object | None,
+        kind: str,
+        limit: float,
+        alpha: float,
+    ) -> None: ...
     def add(self, x: object | None, y: object | None, out: object | None) -> None: ...
     def route(
         self,

@@ -6,6 +6,7 @@ depends on its own token only, bit for bit, whatever the batch, the threads and 
 """
 
 from kt_kernel import _core
+from kt_kernel.activation import Activation, core_arguments
 from kt_kernel.arrays import typed
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE, call_arguments
@@ -132,12 +133,23 @@ class Ops:
             q, k_cache, v_cache, kv_dtype, block_table, seq_lens, cu_seqlens_q, scale, out
         )
 
-    def swiglu(self, gate: object, up: object, out: object) -> None:
-        """out = silu(gate) * up, elementwise (Shazeer, 2020); (num_tokens, columns) float32.
+    def activate(
+        self,
+        gate: object | None,
+        up: object,
+        out: object,
+        *,
+        activation: Activation | str = "silu",
+    ) -> None:
+        """out = activation(gate, up), elementwise.
 
-        `out` may be `gate` or `up`.
+        Args:
+            gate: (num_tokens, intermediate_size) float32; None for an activation without a gate.
+            up: as `gate`.
+            out: as `gate`; may be `gate` or `up`.
+            activation: an `Activation`, or the name of one that needs no numbers.
         """
-        self._core.swiglu(gate, up, out)
+        self._core.activate(gate, up, out, *core_arguments(activation))
 
     def add(self, x: object, y: object, out: object) -> None:
         """out = x + y, elementwise; (num_tokens, columns) float32. `out` may be either."""

@@ -168,7 +168,7 @@ class KtOps:
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up."""
         out = torch.empty_like(gate)
-        self._stream.swiglu(gate, up, out)
+        self._stream.activate(gate, up, out)
         return out
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
