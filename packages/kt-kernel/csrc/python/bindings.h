@@ -25,6 +25,7 @@ void bind_thread_pool(nb::module_& m);  // ThreadPool
 void bind_weights(nb::module_& m);      // Linear, Experts
 void bind_moe(nb::module_& m);          // MoE, Ticket
 void bind_stream(nb::module_& m);       // Stream, Graph
+void bind_probe(nb::module_& m);        // read and peak probes
 
 // kind as Activation of kt_kernel/activation.py names it.
 Activation activation_from(const char* op, const std::string& kind, float limit, float alpha);

@@ -12,4 +12,5 @@ NB_MODULE(_core, m) {
   kt::python::bind_weights(m);
   kt::python::bind_moe(m);
   kt::python::bind_stream(m);
+  kt::python::bind_probe(m);
 }

@@ -10,10 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include "kt/half.h"
 #include "kt/kernels.h"
+#include "kt/probe.h"
 #include "targets/targets.h"
 
 #if defined(__clang__)
@@ -26,6 +28,11 @@
 namespace kt::avx2 {
 #include "simd/vec_avx2.h"
 #include "kernels/kernels-inl.h"
+#include "kernels/probe-inl.h"
+#define KT_WIDTH "ymm"
+#include "simd/peak_x86.h"
+#undef KT_WIDTH
+constexpr Probes kProbes = {&probe_read, kPeaks, std::size(kPeaks)};
 }  // namespace kt::avx2
 
 #if defined(__clang__)
@@ -37,10 +44,12 @@ namespace kt::avx2 {
 namespace kt {
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels table = {"avx2",
+  static constexpr Kernels table = {
+      "avx2",
 #define KT_ENTRY(kernel, Args) &avx2::kernel,
-                                    KT_KERNELS(KT_ENTRY)
+      KT_KERNELS(KT_ENTRY)
 #undef KT_ENTRY
+          & avx2::kProbes,
   };
   return table;
 }

@@ -9,20 +9,25 @@
 
 #include "kt/half.h"
 #include "kt/kernels.h"
+#include "kt/probe.h"
 #include "targets/targets.h"
 
 namespace kt::scalar {
 #include "simd/vec_scalar.h"
 #include "kernels/kernels-inl.h"
+#include "kernels/probe-inl.h"
+constexpr Probes kProbes = {&probe_read, nullptr, 0};  // no multiply worth measuring
 }  // namespace kt::scalar
 
 namespace kt {
 
 const Kernels& scalar_kernels() {
-  static constexpr Kernels table = {"scalar",
+  static constexpr Kernels table = {
+      "scalar",
 #define KT_ENTRY(kernel, Args) &scalar::kernel,
-                                    KT_KERNELS(KT_ENTRY)
+      KT_KERNELS(KT_ENTRY)
 #undef KT_ENTRY
+          & scalar::kProbes,
   };
   return table;
 }

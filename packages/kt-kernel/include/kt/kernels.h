@@ -206,11 +206,14 @@ struct RouteArgs {
   X(attention, AttentionArgs)       \
   X(route, RouteArgs)
 
+struct Probes;  // kt/probe.h
+
 struct Kernels {
   const char* target;  // "scalar", "avx2", …
 #define KT_FIELD(kernel, Args) void (*kernel)(const Args&) = nullptr;
   KT_KERNELS(KT_FIELD)
 #undef KT_FIELD
+  const Probes* probes = nullptr;                      // what measures this target, no op
   void (*gemm(Format format) const)(const GemmArgs&);  // the entry of one format
 };
 

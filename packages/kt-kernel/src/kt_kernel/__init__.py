@@ -4,7 +4,7 @@
 No torch here: arrays come in through DLPack or as numpy (see `kt_kernel.arrays`).
 """
 
-from kt_kernel import formats, isa
+from kt_kernel import formats, isa, probe
 from kt_kernel.activation import Activation
 from kt_kernel.experts import Experts
 from kt_kernel.graph import Graph
@@ -24,4 +24,5 @@ __all__ = (
     "Ticket",
     "formats",
     "isa",
+    "probe",
 )

@@ -221,3 +221,20 @@ class Graph(Stream):
 
     def replay(self) -> None: ...
     def __len__(self) -> int: ...
+
+class ReadProbe:
+    def __init__(self, pool: ThreadPool, nbytes: int) -> None: ...
+    def seconds(self, threads: int) -> float:
+        """Time in which so many workers read the whole buffer once."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+def peak_kinds() -> list[str]:
+    """Kinds of multiply that the active target can measure."""
+
+def peak_ops(kind: str) -> int:
+    """Operations of one step on one worker."""
+
+def peak_seconds(pool: ThreadPool, kind: str, threads: int, steps: int) -> float:
+    """Time in which so many workers take `steps` steps each."""
