@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kt_kernel import Linear, Stream, isa
+from kt_kernel.formats import FORMATS
 
 
 def test_scalar_is_always_available_and_available_is_part_of_compiled():
@@ -70,3 +71,19 @@ def _python(code: str, check: bool = True, **environment: str) -> subprocess.Com
     return subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=check
     )
+
+
+def test_the_matrix_names_the_owner_of_every_kernel_of_every_target():
+    matrix = isa.matrix()
+    assert list(matrix) == isa.kernels()
+    for owners in matrix.values():
+        assert list(owners) == isa.compiled()
+        assert set(owners.values()) <= set(isa.compiled())
+        assert owners["scalar"] == "scalar"
+
+
+def test_the_vector_target_owns_what_is_fast():
+    if "avx2" not in isa.compiled():
+        pytest.skip("no AVX2 in this build")
+    matrix = isa.matrix()
+    assert all(matrix[f"gemm_{name}"]["avx2"] == "avx2" for name in FORMATS)

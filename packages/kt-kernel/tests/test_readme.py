@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kt_kernel.__main__ import main
 from kt_kernel.formats import FORMATS
 from kt_kernel.ops import Ops
 
@@ -18,6 +19,13 @@ def test_examples_run():
     assert len(blocks) == 3
     for block in blocks:
         exec(block, names)
+
+
+def test_commands_run(capsys):
+    commands = re.findall(r"^python -m kt_kernel(.*?) +#", README, re.MULTILINE)
+    assert len(commands) == 4
+    for options in commands:
+        assert main([*options.split(), "--seconds=0.05"]) == 0
 
 
 def test_formats_are_described_truly():

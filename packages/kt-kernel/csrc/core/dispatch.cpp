@@ -56,6 +56,16 @@ const Kernels& initial() {
   return scalar_kernels();
 }
 
+using AnyKernel = void (*)();  // compared, never called
+
+AnyKernel find_kernel(const Kernels& table, const std::string& kernel) {
+#define KT_FIND(name, Args) \
+  if (kernel == #name) return reinterpret_cast<AnyKernel>(table.name);
+  KT_KERNELS(KT_FIND)
+#undef KT_FIND
+  fail("isa.matrix", "kernel must be one of ", kernel_names(), "; got ", kernel);
+}
+
 std::mutex g_mutex;  // guards the three below; readers only load g_active
 std::atomic<const Kernels*> g_active{nullptr};
 const Kernels* g_chosen = nullptr;  // without fault injection
@@ -97,6 +107,21 @@ const Kernels& kernels() {
 
 std::vector<std::string> available_targets() { return names(true); }
 std::vector<std::string> compiled_targets() { return names(false); }
+
+std::string kernel_owner(const std::string& target, const std::string& kernel) {
+  const Kernels* table = nullptr;
+  for (const Target& each : targets())
+    if (target == each.table->target) table = each.table;
+  KT_CHECK("isa.matrix", table != nullptr, "target must be a compiled one; got ", target);
+  const AnyKernel entry = find_kernel(*table, kernel);
+  if (entry == nullptr) return "";
+  // Best first: a better target shares the kernels of a lesser one, so the last that has it wrote
+  // it.
+  std::string owner;
+  for (const Target& each : targets())
+    if (find_kernel(*each.table, kernel) == entry) owner = each.table->target;
+  return owner;
+}
 
 void force_target(const std::string& name) {
   const std::lock_guard lock(g_mutex);

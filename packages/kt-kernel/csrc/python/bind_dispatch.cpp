@@ -19,6 +19,8 @@ void bind_dispatch(nb::module_& m) {
   m.def("compiled_targets", &compiled_targets, "Targets this build contains, best first.");
   m.def("active_target", [] { return kernels().target; }, "Name of the target ops run on.");
   m.def("force_target", &force_target, "name"_a, "Run ops on the named target from now on.");
+  m.def("kernel_owner", &kernel_owner, "target"_a, "kernel"_a,
+        "The target whose code `target` runs as `kernel`; empty: none.");
   m.def("negate_kernel", &negate_kernel, "name"_a,
         "Fault injection: the named kernel negates what it writes; an empty name restores.");
   m.def(

@@ -17,6 +17,10 @@ std::vector<std::string> available_targets();  // best first; what this machine 
 std::vector<std::string> compiled_targets();   // best first; what this build contains
 void force_target(const std::string& name);  // throws invalid_argument listing available_targets()
 
+// The target whose code `target` runs as `kernel`: itself, the lesser one that it has the kernel
+// from, or empty where it has none. Throws on names that are not compiled in.
+std::string kernel_owner(const std::string& target, const std::string& kernel);
+
 // Fault injection for tests of tests: while set, the named kernel of every target negates what it
 // writes. Proves that a result really came through that kernel. Empty name restores. Throws on an
 // unknown name.

@@ -1,111 +1,194 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m kt_kernel`: what this build and machine can do, with a numeric self-check.
+"""`python -m kt_kernel`: what this build and machine can do.
 
-No benchmark. `--matrix` prints kernel x target. Exit status 1 if a self-check fails.
+Prints; the facts come from `isa`, `machine`, `self_check` and `probe`.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
 
-import numpy as np
+from kt_kernel import isa, machine, probe, self_check
+from kt_kernel.formats import FORMATS
+from kt_kernel.probe import Limit, Limits, Spread
+from kt_kernel.self_check import Check
+from kt_kernel.thread_pool import ThreadPool
 
-from kt_kernel import Experts, MoE, ThreadPool, isa
-from kt_kernel.formats import FORMATS, WeightFormat
-
-# Ragged on purpose: no multiple of 8, 16 or 32, so that every tail is exercised.
-_NUM_EXPERTS, _HIDDEN, _INTERMEDIATE, _TOP_K, _TOKENS = 4, 83, 51, 2, 5
-
-
-def self_check(weight_format: WeightFormat, pool: ThreadPool) -> tuple[float, float]:
-    """Compare one small MoE on the active target with numpy in float64 from the unpacked weights.
-
-    Returns:
-        RMS error over RMS of the result, and the largest value that rounding explains.
-    """
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((_TOKENS, _HIDDEN), np.float32)
-    gate, up = (
-        rng.standard_normal((_NUM_EXPERTS, _INTERMEDIATE, _HIDDEN), np.float32) / _HIDDEN**0.5
-        for _ in range(2)
-    )
-    shape = (_NUM_EXPERTS, _HIDDEN, _INTERMEDIATE)
-    down = rng.standard_normal(shape, np.float32) / _INTERMEDIATE**0.5
-    ids = np.stack([rng.permutation(_NUM_EXPERTS)[:_TOP_K] for _ in range(_TOKENS)])
-    weights = rng.random((_TOKENS, _TOP_K), np.float32)
-
-    experts = Experts.pack(gate, up, down, format=weight_format.name, pool=pool)
-    out = np.empty_like(x)
-    MoE(experts, top_k=_TOP_K, max_tokens=_TOKENS, pool=pool).forward(
-        x, ids.astype(np.int32), weights, out
-    )
-
-    expected = np.zeros((_TOKENS, _HIDDEN))
-    for t in range(_TOKENS):
-        for e, weight in zip(ids[t], weights[t], strict=True):
-            g = gate[e].astype(np.float64) @ x[t]
-            inner = g / (1 + np.exp(-g)) * (up[e].astype(np.float64) @ x[t])
-            expected[t] += weight * (down[e].astype(np.float64) @ inner)
-    error = float(np.sqrt(np.mean((out - expected) ** 2) / np.mean(expected**2)))
-    # Five independent roundings (three weights, two activations), none worse than the weights'
-    # own; silu passes on at most 1.1 of a relative error. The factor 2 covers the small sample, the
-    # addend float32 summation.
-    return error, 2 * 1.1 * 5**0.5 * weight_format.weight_error + 1e-6
-
-
-def _print_matrix() -> None:
-    targets = isa.compiled()
-    print("kernel".ljust(16) + "".join(target.ljust(12) for target in targets))
-    state = {
-        target: "active"
-        if target == isa.active()
-        else ("available" if target in isa.available() else "compiled")
-        for target in targets
-    }
-    for kernel in isa.kernels():
-        print(kernel.ljust(16) + "".join(state[target].ljust(12) for target in targets))
-
-
-def _print_overview(pool: ThreadPool) -> None:
-    print(f"target    {isa.active()} (available: {', '.join(isa.available())}; ", end="")
-    print(f"compiled: {', '.join(isa.compiled())})")
-    print(f"threads   {pool.num_threads}")
-    for weight_format in FORMATS.values():
-        group = f", groups of {weight_format.group_sizes}" if weight_format.group_sizes else ""
-        bits = f"{weight_format.bits_per_weight():g} bits per weight"
-        print(f"format    {weight_format.name}: {bits}, {weight_format.activation_mode}{group}")
-
-
-def _self_checks(pool: ThreadPool) -> bool:
-    passed = True
-    before = isa.active()
-    try:
-        for target in isa.available():
-            isa.force(target)
-            for weight_format in FORMATS.values():
-                error, bound = self_check(weight_format, pool)
-                good = error <= bound  # False for NaN
-                passed = passed and good
-                verdict = "ok" if good else "FAILED"
-                print(
-                    f"check     moe {weight_format.name} {target}: {verdict}, "
-                    f"relative error {error:.1e} (bound {bound:.1e})"
-                )
-    finally:
-        isa.force(before)
-    return passed
+_DESCRIPTION = "What this build of kt-kernel and this machine can do. Without options: an overview."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the overview or the matrix; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m kt_kernel", description=main.__doc__)
-    parser.add_argument("--matrix", action="store_true", help="print kernel x target and exit")
-    if parser.parse_args(arguments).matrix:
-        _print_matrix()
-        return 0
-    pool = ThreadPool()
-    _print_overview(pool)
-    return 0 if _self_checks(pool) else 1
+    """Print what was asked for; 1 if a self-check failed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        pool, _ = ThreadPool(options.threads), isa.active()
+    except ValueError as error:  # --threads, or one of the environment variables
+        parser.error(str(error))
+    report: dict[str, Any] = {}
+    if options.matrix:
+        report["matrix"] = isa.matrix()
+    if options.check:
+        report["check"] = self_check.run(pool)
+    if options.probe:
+        report["probe"] = probe.measure(pool, options.seconds)
+    if not report:
+        report["overview"] = _overview(pool)
+    if options.json:
+        print(json.dumps(report, indent=2, default=_plain))
+    else:
+        print("\n\n".join("\n".join(_LINES[name](facts)) for name, facts in report.items()))
+    return 0 if all(check.passed for check in report.get("check", ())) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kt_kernel", description=_DESCRIPTION)
+    parser.add_argument("--matrix", action="store_true", help="whose kernels each target runs")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare every op and format of every target with numpy; exit status 1 on a mismatch",
+    )
+    parser.add_argument(
+        "--probe", action="store_true", help="measure memory bandwidth and multiply peaks"
+    )
+    parser.add_argument(
+        "--seconds", type=_positive, default=10, metavar="S", help="of --probe (default: 10)"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="default: KT_THREADS or usable cores"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number; got {text!r}")
+    return value
+
+
+def _overview(pool: ThreadPool) -> dict[str, Any]:
+    return {
+        "version": version("kt-kernel"),
+        "cpu": machine.cpu_name(),
+        "targets": {target: _state(target) for target in isa.compiled()},
+        "threads": pool.num_threads,
+        "huge pages": machine.huge_pages(),
+        "formats": {name: each.bits_per_weight() for name, each in FORMATS.items()},
+    }
+
+
+def _state(target: str) -> str:
+    if target == isa.active():
+        return "active"
+    return "available" if target in isa.available() else "not on this CPU"
+
+
+def _overview_lines(facts: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, value in facts.items():
+        if name == "targets":
+            value = ", ".join(f"{target} ({state})" for target, state in value.items())
+        elif name == "formats":
+            value = ", ".join(f"{each} {bits:g}" for each, bits in value.items()) + " bits/weight"
+        rows.append((name, str(value)))
+    return _table(rows)
+
+
+def _matrix_lines(matrix: dict[str, dict[str, str | None]]) -> list[str]:
+    rows = [("kernel", *isa.compiled()), ("", *map(_state, isa.compiled()))]
+    for kernel, owners in matrix.items():
+        rows.append(
+            (
+                kernel,
+                *(
+                    "native" if owner == target else "inherited" if owner else "–"
+                    for target, owner in owners.items()
+                ),
+            )
+        )
+    return _table(rows)
+
+
+def _check_lines(checks: Sequence[Check]) -> list[str]:
+    rows = [("op", "format", "target", "error", "bound", "from scalar", "bound", "")]
+    rows += [
+        (
+            check.op,
+            check.format,
+            check.target,
+            f"{check.error:.1e}",
+            f"{check.bound:.1e}",
+            f"{check.difference:.1e}",
+            f"{check.difference_bound:.1e}",
+            "ok" if check.passed else "FAILED",
+        )
+        for check in checks
+    ]
+    failed = sum(not check.passed for check in checks)
+    verdict = f"FAILED: {failed} of {len(checks)} checks" if failed else f"{len(checks)} checks ok"
+    return [*_table(rows), verdict]
+
+
+def _probe_lines(limits: Limits) -> list[str]:
+    threads = f"{limits.num_threads} threads"
+    rows = [("min / median / max", "", "1 thread", threads, "scaling")]
+    for name, unit, limit in (
+        ("memory read", "GB/s", limits.read_gb_per_s),
+        ("float32 fma", "GFLOP/s", limits.fma_gflop_per_s),
+        ("int8 maddubs, madd, add", "GOP/s", limits.maddubs_madd_gop_per_s),
+        ("int8 maddubs, add", "GOP/s", limits.maddubs_add_gop_per_s),
+    ):
+        rows.append((name, unit, *_limit_cells(limit)))
+    cache = machine.last_level_cache_bytes()
+    return [
+        *_table(rows),
+        f"target {limits.target}; {limits.buffer_bytes / 1e6:.0f} MB read, "
+        f"{limits.buffer_bytes / cache:.1f} x the outermost caches; "
+        f"huge pages: {machine.huge_pages()}",
+    ]
+
+
+def _limit_cells(limit: Limit | None) -> tuple[str, str, str]:
+    if limit is None:
+        return "–", "–", "–"
+    return _cell(limit.one_thread), _cell(limit.all_threads), f"x {limit.scaling:.2f}"
+
+
+def _cell(spread: Spread) -> str:
+    return f"{spread.min:.1f} / {spread.median:.1f} / {spread.max:.1f}"
+
+
+def _table(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Rows of equal length as lines of aligned columns."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+
+
+def _plain(value: Check | Limits) -> dict[str, Any]:
+    """The dataclasses, which `json` does not know, with the verdict of a check."""
+    return asdict(value) | ({"passed": value.passed} if isinstance(value, Check) else {})
+
+
+_LINES: dict[str, Callable[[Any], list[str]]] = {
+    "overview": _overview_lines,
+    "matrix": _matrix_lines,
+    "check": _check_lines,
+    "probe": _probe_lines,
+}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ def active_target() -> str:
 def force_target(name: str) -> None:
     """Run ops on the named target from now on."""
 
+def kernel_owner(target: str, kernel: str) -> str:
+    """The target whose code `target` runs as `kernel`; empty: none."""
+
 def negate_kernel(name: str) -> None:
     """
     Fault injection: the named kernel negates what it writes; an empty name restores.

@@ -7,7 +7,7 @@ target is the one process-wide setting of this library, because a process has on
 
 from kt_kernel import _core
 
-__all__ = ("active", "available", "compiled", "force", "kernels")
+__all__ = ("active", "available", "compiled", "force", "kernels", "matrix")
 
 
 def available() -> list[str]:
@@ -45,3 +45,13 @@ def force(name: str) -> None:
 def kernels() -> list[str]:
     """Names of the kernels that every target implements, in table order."""
     return list(_core.kernel_names())
+
+
+def matrix() -> dict[str, dict[str, str | None]]:
+    """Whose code runs: `matrix()[kernel][target]` is `target` itself where its kernel is native,
+    the lesser target that it inherits the kernel from, or None where it has none.
+    """
+    return {
+        kernel: {target: _core.kernel_owner(target, kernel) or None for target in compiled()}
+        for kernel in kernels()
+    }
