@@ -100,15 +100,8 @@ class Route(CpuTime):
         self.weights = np.empty((TOKENS, case.top_k), F32)
 
     def time_route(self):
-        case = cases.BENCH_ROUTE
         self.stream.route(
-            self.logits,
-            self.ids,
-            self.weights,
-            score=case.score,
-            bias=self.bias,
-            num_groups=case.num_groups,
-            topk_groups=case.topk_groups,
+            self.logits, self.ids, self.weights, cases.BENCH_ROUTE.router, bias=self.bias
         )
 
 

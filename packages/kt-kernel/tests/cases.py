@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from kt_kernel import Router
+
 FORMATS = ("float32", "bf16", "int8", "int4")
 FLOAT_DTYPES = ("float32", "bf16", "f16")
 # (format, group size); the float formats have no groups, so any value will do.
@@ -62,28 +64,39 @@ ATTENTION = (
 
 @dataclass(frozen=True)
 class RouteCase:
-    """One routing rule."""
+    """A routing rule and the sizes it meets."""
 
     num_experts: int
     top_k: int
-    score: str
+    router: Router
     bias: bool = False
-    num_groups: int = 1
-    topk_groups: int = 1
-    normalize: bool = True
-    scale: float = 1.0
 
 
-ROUTE = (
-    RouteCase(1, 1, "softmax"),
-    RouteCase(8, 2, "softmax"),
-    RouteCase(60, 4, "softmax", normalize=False),
-    RouteCase(128, 8, "softmax", scale=2.5),
-    RouteCase(13, 13, "sigmoid"),
-    RouteCase(16, 8, "sigmoid", bias=True),
-    RouteCase(64, 8, "sigmoid", bias=True, num_groups=8, topk_groups=4, scale=2.5),
-    RouteCase(24, 3, "softmax", num_groups=24, topk_groups=5),  # groups of one expert
-)
+ROUTE = {
+    "defaults": RouteCase(8, 2, Router()),
+    "one expert": RouteCase(1, 1, Router()),
+    "bare softmax": RouteCase(60, 4, Router(norm="none")),
+    "scaled": RouteCase(128, 8, Router(scale=2.5)),
+    "on logits": RouteCase(32, 4, Router(select_on="logit")),
+    "on logits, biased": RouteCase(33, 5, Router(select_on="logit"), bias=True),
+    "sigmoid of all": RouteCase(13, 13, Router("sigmoid")),
+    "sigmoid": RouteCase(16, 8, Router("sigmoid", norm_eps=0.0), bias=True),
+    "sigmoid, visible eps": RouteCase(16, 8, Router("sigmoid", norm_eps=0.25), bias=True),
+    "grouped": RouteCase(
+        64, 8, Router("sigmoid", num_groups=8, topk_groups=4, scale=2.5), bias=True
+    ),
+    "grouped by max": RouteCase(
+        160, 6, Router(num_groups=8, topk_groups=3, group_score="max", norm="none", scale=16.0)
+    ),
+    "groups of one": RouteCase(24, 3, Router(num_groups=24, topk_groups=5)),
+    "sqrtsoftplus": RouteCase(50, 6, Router("sqrtsoftplus", scale=1.5), bias=True),
+    "clamped": RouteCase(64, 6, Router(norm="clamp", norm_eps=1e-12), bias=True),
+    "clamp that binds": RouteCase(64, 6, Router(norm="clamp", norm_eps=1.5)),
+    "one sigmoid": RouteCase(16, 1, Router("sigmoid", "logit", norm="none")),
+    "sparsemixer": RouteCase(16, 2, Router("sparsemixer", "logit", norm="none")),
+    "wide sparsemixer": RouteCase(13, 4, Router("sparsemixer", "logit", jitter_eps=0.4)),
+    "most experts": RouteCase(1024, 12, Router(norm="none", scale=6.0), bias=True),
+}
 
 # Big enough to be bound by memory or arithmetic and not by the call, small enough that the whole
 # suite takes minutes on two cores.
@@ -91,4 +104,4 @@ BENCH_ROWS = (1, 64)
 BENCH_LINEAR = (1024, 1024)
 BENCH_MOE = MoeCase(8, 512, 384, 2, 64)
 BENCH_ATTENTION = AttentionCase(16, 4, 64, 16, ((1023, 1), (511, 1)))
-BENCH_ROUTE = RouteCase(128, 8, "sigmoid", bias=True, num_groups=8, topk_groups=4)
+BENCH_ROUTE = RouteCase(128, 8, Router("sigmoid", num_groups=8, topk_groups=4), bias=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kt_kernel import Activation
+from kt_kernel import Activation, Router
 
 EPS = 2.0**-23
 SILU = Activation("silu")
@@ -274,31 +274,64 @@ def attention(q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q, scale) -
     return Expected(value, tolerance)
 
 
-def route(logits, top_k, score, bias=None, num_groups=1, topk_groups=1, normalize=True, scale=1.0):
-    """Ids and weights: top-k of probability + bias within the best groups, ties to lower ids."""
+def route(
+    logits: np.ndarray,
+    top_k: int,
+    router: Router,
+    bias: np.ndarray | None = None,
+    hashed: np.ndarray | None = None,
+) -> tuple[np.ndarray, Expected]:
+    """Ids and weights as `Router` says; `hashed` (rows, top_k): the ids of a hash router."""
     x = logits.astype(F64)
-    if score == "softmax":
-        spread = x - x.max(-1, keepdims=True)
-        probability = np.exp(spread) / np.exp(spread).sum(-1, keepdims=True)
-    else:
-        spread = x
-        probability = 1 / (1 + np.exp(-x))
-    choice = probability + (0 if bias is None else bias.astype(F64))
-    grouped = choice.reshape(len(x), num_groups, x.shape[1] // num_groups)
-    group_score = np.sort(grouped, -1)[..., -2:].sum(-1)
-    best = np.argsort(-group_score, -1, kind="stable")[:, :topk_groups]
+    score, spread = _scores(x, router.score)
+    choice = (x if router.select_on == "logit" else score) + (0 if bias is None else bias)
+    grouped = choice.reshape(len(x), router.num_groups, x.shape[1] // router.num_groups)
+    best_two = np.sort(grouped, -1)[..., -2:]
+    group_score = best_two.max(-1) if router.group_score == "max" else best_two.sum(-1)
+    best = np.argsort(-group_score, -1, kind="stable")[:, : router.topk_groups]
     allowed = np.zeros(group_score.shape, bool)
     np.put_along_axis(allowed, best, True, -1)
     masked = np.where(allowed[..., None], grouped, -np.inf).reshape(x.shape)
-    ids = np.argsort(-masked, -1, kind="stable")[:, :top_k]
-    weights = np.take_along_axis(probability, ids, -1)
+    ids = np.argsort(-masked, -1, kind="stable")[:, :top_k] if hashed is None else hashed
+    if router.score == "sparsemixer":
+        weights = _sparsemixer_weights(x, ids, router.jitter_eps)
+    else:
+        weights = np.take_along_axis(score, ids.astype(np.int64), -1)
     # exp of a rounded difference, a sum of E terms, a sum of k terms, a few operations.
     relative = (
         2 * np.abs(spread).max(-1, keepdims=True, initial=0) + x.shape[1] + top_k + 16
     ) * EPS
-    if normalize:
-        weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
-    return ids.astype(np.int32), Expected(weights * scale, relative * np.abs(weights * scale))
+    total = weights.sum(-1, keepdims=True)
+    if router.norm == "sum":
+        weights = weights / (total + router.norm_eps)
+    elif router.norm == "clamp":
+        weights = weights / np.maximum(total, router.norm_eps)
+    weights = weights * router.scale
+    return ids.astype(np.int32), Expected(weights, relative * np.abs(weights))
+
+
+def _scores(x: np.ndarray, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """The scores, and the arguments of the exponentials in them."""
+    if score == "sigmoid":
+        return 1 / (1 + np.exp(-x)), x
+    if score == "sqrtsoftplus":
+        return np.sqrt(np.logaddexp(0, x)), x
+    spread = x - x.max(-1, keepdims=True)
+    return np.exp(spread) / np.exp(spread).sum(-1, keepdims=True), spread
+
+
+def _sparsemixer_weights(x: np.ndarray, ids: np.ndarray, jitter_eps: float) -> np.ndarray:
+    """Slot by slot: softmax over the experts still free and near the best of them."""
+    weights = np.empty(ids.shape)
+    for row, chosen, out in zip(x, ids, weights, strict=True):
+        free = np.ones(len(row), bool)
+        for slot, expert in enumerate(chosen):
+            top = row[expert]
+            with np.errstate(invalid="ignore"):
+                near = ~((top - row) / np.maximum(np.abs(row), top) > 2 * jitter_eps)
+            out[slot] = 1 / np.exp(row - top)[free & near].sum()
+            free[expert] = False
+    return weights
 
 
 def moe(

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from kt_kernel import Graph, Linear, Stream, ThreadPool
+from kt_kernel import Graph, Linear, Router, Stream, ThreadPool
 from kt_kernel.ops import Ops
 
 from .cases import MoeCase
@@ -87,7 +87,7 @@ class DecodeLayer:
         ops.linear(flat["attended"], self.wo, b["x"], accumulate=True)
         ops.rms_norm(b["x"], self.norm, b["normed"], eps=1e-5)
         ops.linear(b["normed"], self.router, b["logits"])
-        ops.route(b["logits"], b["topk_ids"], b["topk_weights"], score="sigmoid")
+        ops.route(b["logits"], b["topk_ids"], b["topk_weights"], Router("sigmoid"))
         ops.linear(b["normed"], self.gate, b["gate"])
         ops.linear(b["normed"], self.up, b["up"])
         ops.activate(b["gate"], b["up"], b["gate"])

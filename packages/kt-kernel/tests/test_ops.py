@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops on every target; activate, linear, attention and moe have files of their own."""
+"""Ops on every target; activate, linear, attention, moe and route have files of their own."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
+from kt_kernel import Router
+
 from . import reference
-from .cases import FLOAT_DTYPES, ROUTE, ROWS
+from .cases import FLOAT_DTYPES, ROWS
 
 F32 = np.float32
 
@@ -142,94 +144,6 @@ def test_rope_refuses_positions_and_slots_outside_their_tables(
     assert np.array_equal(q, before)
 
 
-# --- route -------------------------------------------------------------------------------------
-
-
-def run_route(stream, logits, case, bias):
-    ids = np.full((len(logits), case.top_k), -9, np.int32)
-    weights = np.full((len(logits), case.top_k), np.nan, F32)
-    stream.route(
-        logits,
-        ids,
-        weights,
-        score=case.score,
-        bias=bias,
-        num_groups=case.num_groups,
-        topk_groups=case.topk_groups,
-        normalize=case.normalize,
-        scale=case.scale,
-    )
-    return ids, weights
-
-
-@pytest.mark.parametrize("case", ROUTE, ids=range(len(ROUTE)))
-def test_route_matches(stream, case, rng):
-    bias = rng.standard_normal(case.num_experts, F32) / 4 if case.bias else None
-    for m in ROWS:
-        logits = 2 * rng.standard_normal((m, case.num_experts), F32)
-        ids, weights = run_route(stream, logits, case, bias)
-        expected_ids, expected = reference.route(
-            logits,
-            case.top_k,
-            case.score,
-            bias,
-            case.num_groups,
-            case.topk_groups,
-            case.normalize,
-            case.scale,
-        )
-        assert np.array_equal(ids, expected_ids)
-        reference.assert_close(weights, expected)
-
-
-def test_route_breaks_ties_towards_lower_ids(stream):
-    ids, weights = run_route(stream, np.zeros((2, 8), F32), ROUTE[1], None)
-    assert np.array_equal(ids, [[0, 1], [0, 1]])
-    assert np.array_equal(weights, np.full((2, 2), 0.5))
-
-
-@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
-def test_route_survives_large_logits(stream, score):
-    logits = np.array([[1e4, -1e4, 9e3, 0.0]], F32)
-    ids, weights = np.empty((1, 2), np.int32), np.empty((1, 2), F32)
-    stream.route(logits, ids, weights, score=score)
-    assert ids[0, 0] == 0
-    assert np.isfinite(weights).all()
-    assert weights.sum() == pytest.approx(1)
-
-
-def test_route_marks_a_bad_row_and_still_names_valid_experts(stream, rng):
-    logits = rng.standard_normal((3, 8), F32)
-    clean_ids, clean = run_route(stream, logits, ROUTE[1], None)
-    logits[1, 3] = np.nan
-    ids, weights = run_route(stream, logits, ROUTE[1], None)
-    assert np.isnan(weights[1]).all()
-    assert ((ids[1] >= 0) & (ids[1] < 8)).all()
-    assert np.array_equal(ids[[0, 2]], clean_ids[[0, 2]])
-    assert np.array_equal(weights[[0, 2]], clean[[0, 2]])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"score": "tanh"}, "score"),
-        ({"num_groups": 3}, "num_groups"),
-        ({"num_groups": 0}, "num_groups"),
-        ({"num_groups": 4, "topk_groups": 5}, "topk_groups"),
-        ({"num_groups": 4, "topk_groups": 1, "top_k": 3}, "top_k|topk_ids"),
-        ({"top_k": 9}, "top_k|topk_ids"),
-        ({"bias": np.zeros(7, F32)}, "bias"),
-        ({"num_experts": 2000}, "num_experts"),
-    ],
-)
-def test_route_refuses_impossible_rules(stream, options, message):
-    rule = dict(options)
-    shape = (1, rule.pop("top_k", 2))
-    logits = np.zeros((1, rule.pop("num_experts", 8)), F32)
-    with pytest.raises(ValueError, match=rf"^\[route\] .*({message}).*; got "):
-        stream.route(logits, np.empty(shape, np.int32), np.empty(shape, F32), **rule)
-
-
 # --- all ops -----------------------------------------------------------------------------------
 
 
@@ -237,14 +151,16 @@ def test_rows_do_not_notice_their_batch(stream, rng):
     """Elementwise ops, norm and router: each row alone gives the bits it has in company."""
     x, y = (rng.standard_normal((17, 64), F32) for _ in range(2))
     weight = rng.standard_normal(64, F32)
-    case = ROUTE[6]
+    router = Router("sigmoid", num_groups=8, topk_groups=4, scale=2.5)
 
     def everything(rows):
         out = [np.empty_like(x[rows]) for _ in range(3)]
         stream.rms_norm(x[rows], weight, out[0], eps=1e-5)
         stream.activate(x[rows], y[rows], out[1])
         stream.add(x[rows], y[rows], out[2])
-        return [*out, *run_route(stream, x[rows], case, weight)]
+        ids, weights = np.empty((len(out[0]), 8), np.int32), np.empty((len(out[0]), 8), F32)
+        stream.route(x[rows], ids, weights, router, bias=weight)
+        return [*out, ids, weights]
 
     whole = everything(slice(0, 17))
     alone = [everything(slice(i, i + 1)) for i in range(17)]
@@ -279,16 +195,17 @@ X = np.ones((2, 8), F32)
         ("add", (X, X[:, :4].copy(), X.copy())),
         ("add", (X, X.T.copy().T, X.copy())),
         ("add", (X, X, X[:1].copy())),
-        ("route", (X, np.zeros((2, 2), np.int64), np.zeros((2, 2), F32))),
-        ("route", (X, np.zeros((1, 2), np.int32), np.zeros((2, 2), F32))),
-        ("route", (X, np.zeros((2, 3), np.int32), np.zeros((2, 2), F32))),
+        ("route", (X, np.zeros((2, 2), np.int64), np.zeros((2, 2), F32), Router())),
+        ("route", (X, np.zeros((1, 2), np.int32), np.zeros((2, 2), F32), Router())),
+        ("route", (X, np.zeros((2, 3), np.int32), np.zeros((2, 2), F32), Router())),
     ],
 )
 def test_wrong_dtypes_and_shapes_are_refused(stream, op, arguments):
-    before = arguments[-1].copy()
+    out = arguments[2]
+    before = out.copy()
     with pytest.raises(ValueError, match=rf"^\[{op}\] .*; got "):
         getattr(stream, op)(*arguments)
-    assert np.array_equal(arguments[-1], before)
+    assert np.array_equal(out, before)
 
 
 def test_rms_norm_refuses_a_weight_of_another_width(stream):

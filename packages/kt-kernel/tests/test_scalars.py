@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from kt_kernel import Experts, MoE, Stream, ThreadPool
+from kt_kernel import Experts, MoE, Router, ThreadPool
 from kt_kernel.scalars import int32
 
 from .cases import MoeCase
@@ -32,7 +32,7 @@ def test_every_size_that_python_takes_is_checked(pool, rng):
     layer = MoeLayer(MoeCase(2, 8, 8, 1, 1), rng)
     experts = layer.pack("int4", pool)
     huge = 2**40
-    weight, ids, weights = np.zeros((1, 8), np.float32), np.zeros((1, 1), np.int32), layer.up[0, :1]
+    weight = np.zeros((1, 8), np.float32)
     for call in (
         lambda: ThreadPool(huge),
         lambda: ThreadPool(cores=[huge]),
@@ -41,8 +41,8 @@ def test_every_size_that_python_takes_is_checked(pool, rng):
         lambda: experts.put(huge, "gate", weight),
         lambda: MoE(experts, top_k=huge, pool=pool),
         lambda: MoE(experts, top_k=1, max_tokens=huge, pool=pool),
-        lambda: Stream(pool).route(weight, ids, weights, num_groups=huge),
-        lambda: Stream(pool).route(weight, ids, weights, topk_groups=huge),
+        lambda: Router(num_groups=huge),
+        lambda: Router(topk_groups=huge),
     ):
         with pytest.raises(ValueError, match=r"must lie below 2\^31; got 1099511627776"):
             call()

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from kt_kernel import Linear, Stream, isa
+from kt_kernel import Linear, Router, Stream, isa
 from kt_kernel.testing import negated
 
 from .cases import ATTENTION, MOE
@@ -28,7 +28,7 @@ def results(pool, rng) -> dict[str, np.ndarray]:
     stream.add(x, y, out("add"))
     stream.embedding(np.array([2, 0], np.int32), x, out("embedding", (2, 40)))
     stream.rms_norm(x, y[0], out("rms_norm"), eps=1e-5)
-    stream.route(x, np.empty((3, 4), np.int32), out("route", (3, 4)))
+    stream.route(x, np.empty((3, 4), np.int32), out("route", (3, 4)), Router())
     for format in ("float32", "bf16", "int8", "int4"):
         weight = Linear.pack(rng.standard_normal((40, 40), F32), format=format)
         stream.linear(x, weight, out(f"gemm_{format}"))

@@ -82,6 +82,19 @@ void check_attention(const AttentionArgs& args, int64_t live) {
            starts[args.num_seqs]);
 }
 
+void check_hash_rows(const RouteArgs& args, int64_t live) {
+  for (int64_t t = 0; args.hash_table != nullptr && t < live; ++t) {
+    const int64_t token = args.input_ids[t];
+    KT_CHECK("route", token >= 0 && token < args.vocab_size, "input_ids must lie in [0, ",
+             args.vocab_size, "); got ", token);
+    for (int s = 0; s < args.top_k; ++s) {
+      const int32_t expert = args.hash_table[token * args.top_k + s];
+      KT_CHECK("route", expert >= 0 && expert < args.num_experts,
+               "hash_table expert must lie in [0, ", args.num_experts, "); got ", expert);
+    }
+  }
+}
+
 }  // namespace
 
 void embedding(Stream& stream, EmbeddingArgs args, int64_t rows) {
@@ -185,6 +198,7 @@ void add(Stream& stream, AddArgs args, int64_t rows, int64_t columns) {
 
 void route(Stream& stream, RouteArgs args, int64_t rows) {
   submit(stream, "route", rows, [args, rows](Worker& worker, int64_t live) {
+    check_hash_rows(args, live);
     const auto kernel = kernels().route;
     const int64_t grain = grain_for(int64_t{args.num_experts} * args.top_k);
     worker.parallel_for(rows, grain, [&](int64_t begin, int64_t end) {

@@ -256,46 +256,10 @@ void add_op(StreamHandle& self, nb::handle x, nb::handle y, nb::handle out) {
 }
 
 void route_op(StreamHandle& self, nb::handle logits, nb::handle topk_ids, nb::handle topk_weights,
-              const std::string& score, nb::handle bias, int num_groups, int topk_groups,
-              bool normalize, float scale) {
-  const char* op = "route";
-  KT_CHECK(op, score == "softmax" || score == "sigmoid", "score must be softmax or sigmoid; got ",
-           score);
-  const Array l(op, "logits", logits, Element::float32, {"num_tokens", "num_experts"});
-  const int experts = l.dim(1);
-  const Array ids(op, "topk_ids", topk_ids, Element::int32, {l.dim(0), "top_k"}, Access::write);
-  const int top_k = ids.dim(1);
-  const Array weights(op, "topk_weights", topk_weights, Element::float32, {l.dim(0), top_k},
-                      Access::write);
-  std::optional<Array> b;
-  if (!bias.is_none())
-    b.emplace(op, "bias", bias, Element::float32, std::initializer_list<Axis>{experts});
-  KT_CHECK(op, experts >= 1 && experts <= kMaxRoutedExperts, "num_experts must lie in [1, ",
-           kMaxRoutedExperts, "]; got ", experts);
-  KT_CHECK(op, num_groups >= 1 && experts % num_groups == 0, "num_groups must divide num_experts ",
-           experts, "; got ", num_groups);
-  KT_CHECK(op, topk_groups >= 1 && topk_groups <= num_groups, "topk_groups must lie in [1, ",
-           num_groups, "]; got ", topk_groups);
-  const int eligible = experts / num_groups * topk_groups;
-  KT_CHECK(op, top_k >= 1 && top_k <= eligible, "top_k must lie in [1, ", eligible, "]; got ",
-           top_k);
-  check_disjoint(op, ids, {&l, &weights, b ? &*b : nullptr});
-  check_disjoint(op, weights, {&l, b ? &*b : nullptr});
-  RouteArgs args{};
-  args.logits = l.read<float>();
-  args.bias = b ? b->read<float>() : nullptr;
-  args.score = score == "softmax" ? Score::softmax : Score::sigmoid;
-  args.num_experts = experts;
-  args.top_k = top_k;
-  args.num_groups = num_groups;
-  args.topk_groups = topk_groups;
-  args.normalize = normalize;
-  args.scale = scale;
-  args.topk_ids = ids.write<int32_t>();
-  args.topk_weights = weights.write<float>();
-  self.submit([&](Stream& stream) { route(stream, args, l.dim(0)); },
-              {l.reference(), ids.reference(), weights.reference(),
-               b ? b->reference() : nb::ndarray<nb::ro>()});
+              const Router& router, nb::handle bias, nb::handle input_ids, nb::handle hash_table) {
+  const RouteArrays arrays(logits, topk_ids, topk_weights, router, bias, input_ids, hash_table);
+  self.submit([&](Stream& stream) { route(stream, arrays.args(), arrays.rows()); },
+              arrays.references());
 }
 
 void moe_op_method(StreamHandle& self, std::shared_ptr<MoeHandle> moe_handle, nb::handle hidden,
@@ -330,7 +294,7 @@ void bind_stream(nb::module_& m) {
            "limit"_a, "alpha"_a)
       .def("add", &add_op, "x"_a.none(), "y"_a.none(), "out"_a.none())
       .def("route", &route_op, "logits"_a.none(), "topk_ids"_a.none(), "topk_weights"_a.none(),
-           "score"_a, "bias"_a.none(), "num_groups"_a, "topk_groups"_a, "normalize"_a, "scale"_a,
+           "router"_a, "bias"_a.none(), "input_ids"_a.none(), "hash_table"_a.none(),
            "Padding rows get ids -1 and weights 0.")
       .def("moe", &moe_op_method, "moe"_a, "hidden"_a.none(), "hidden_dtype"_a, "topk_ids"_a.none(),
            "topk_weights"_a.none(), "out"_a.none(), "out_dtype"_a, "accumulate"_a);

@@ -11,6 +11,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,7 @@ void bind_dispatch(nb::module_& m);     // targets, formats, op names
 void bind_thread_pool(nb::module_& m);  // ThreadPool
 void bind_weights(nb::module_& m);      // Linear, Experts
 void bind_moe(nb::module_& m);          // MoE, Ticket
+void bind_route(nb::module_& m);        // Router
 void bind_stream(nb::module_& m);       // Stream, Graph
 void bind_probe(nb::module_& m);        // read and peak probes
 
@@ -43,6 +45,21 @@ class MoeArrays {
   DType dtype_, out_dtype_;
   Array hidden_, topk_ids_, topk_weights_, out_;
   MoeCall call_;
+};
+
+// The arrays of one route op, checked against each other and its Router.
+class RouteArrays {
+ public:
+  RouteArrays(nb::handle logits, nb::handle topk_ids, nb::handle topk_weights, const Router& router,
+              nb::handle bias, nb::handle input_ids, nb::handle hash_table);
+  const RouteArgs& args() const { return args_; }
+  int64_t rows() const { return logits_.dim(0); }
+  std::vector<nb::ndarray<nb::ro>> references() const;
+
+ private:
+  Array logits_, topk_ids_, topk_weights_;
+  std::optional<Array> bias_, input_ids_, hash_table_;
+  RouteArgs args_;
 };
 
 // One queued call, shared by its Ticket and its MoE. Thread-safe; needs no GIL.

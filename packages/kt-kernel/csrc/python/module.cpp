@@ -11,6 +11,7 @@ NB_MODULE(_core, m) {
   kt::python::bind_thread_pool(m);
   kt::python::bind_weights(m);
   kt::python::bind_moe(m);
+  kt::python::bind_route(m);
   kt::python::bind_stream(m);
   kt::python::bind_probe(m);
 }

@@ -14,7 +14,6 @@
 namespace kt {
 
 enum class DType : uint8_t { f32, bf16, f16 };
-enum class Score : uint8_t { softmax, sigmoid };
 
 struct Range {
   int64_t begin, end;
@@ -170,20 +169,35 @@ struct AttentionArgs {
   Range units;  // unit = token * num_kv_heads + kv_head
 };
 
-// Choose top_k experts of each row (ties: lower id first). probability = softmax or sigmoid of the
-// logits; selection on probability + bias, within the topk_groups of num_groups groups whose two
-// best sum highest; weights are the probabilities of the chosen, optionally divided by their sum
-// (+1e-20), times scale. Needs num_experts <= kMaxRoutedExperts. A row with a NaN probability gets
-// NaN weights and valid ids.
-inline constexpr int kMaxRoutedExperts =
-    1024;  // the kernel keeps one row of them on the stack; the field is at 512
-struct RouteArgs {
-  const float* logits;  // [rows][num_experts]
-  const float* bias;    // [num_experts] or null
+// How the experts of a token and their weights follow from its router logits.
+enum class Score : uint8_t { softmax, sigmoid, sqrtsoftplus, sparsemixer };  // per expert, or slot
+enum class SelectOn : uint8_t { score, logit, hash };
+enum class GroupScore : uint8_t { max, top2_sum };  // of its experts' values
+enum class Norm : uint8_t { none, sum, clamp };     // w, w / (sum + eps), w / max(sum, eps)
+struct Router {
   Score score;
-  int num_experts, top_k, num_groups, topk_groups;
-  bool normalize;
-  float scale;
+  SelectOn select_on;
+  int num_groups, topk_groups;
+  GroupScore group_score;
+  Norm norm;
+  float norm_eps, scale;
+  float jitter_eps;  // sparsemixer
+};
+
+// The top_k experts of each row (ties: lower id first): those with the largest score or logit, plus
+// bias, within the best topk_groups of num_groups groups of neighbours; or those that the hash
+// table names for the row's token. Weights are the scores of the chosen, normalised, times scale.
+// Needs num_experts <= kMaxRoutedExperts. A row with a NaN gets NaN weights and valid ids.
+inline constexpr int kMaxRoutedExperts =
+    1024;  // the kernel keeps rows of them on the stack; the field is at 768
+struct RouteArgs {
+  const float* logits;        // [rows][num_experts]
+  const float* bias;          // [num_experts] or null
+  const int32_t* input_ids;   // [rows], hash only
+  const int32_t* hash_table;  // [vocab_size][top_k], hash only
+  int64_t vocab_size;
+  Router router;
+  int num_experts, top_k;
   int32_t* topk_ids;    // [rows][top_k]
   float* topk_weights;  // [rows][top_k]
   Range rows;           // live rows

@@ -11,6 +11,7 @@ from kt_kernel.graph import Graph
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE, Ticket
 from kt_kernel.ops import Stream
+from kt_kernel.router import Router
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = (
@@ -19,6 +20,7 @@ __all__ = (
     "Graph",
     "Linear",
     "MoE",
+    "Router",
     "Stream",
     "ThreadPool",
     "Ticket",

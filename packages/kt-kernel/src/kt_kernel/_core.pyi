@@ -32,6 +32,22 @@ def format_names() -> list[str]:
 def default_act_mode(format: str) -> str:
     """How activations meet weights of this format: f32, bf16 or int8_g32."""
 
+class Router:
+    """How experts and weights follow from router logits."""
+
+    def __init__(
+        self,
+        score: str,
+        select_on: str,
+        num_groups: int,
+        topk_groups: int,
+        group_score: str,
+        norm: str,
+        norm_eps: float,
+        scale: float,
+        jitter_eps: float,
+    ) -> None: ...
+
 class ThreadPool:
     def __init__(self, num_threads: int = 0, cores: Sequence[int] = []) -> None: ...
     @property
@@ -191,12 +207,10 @@ class Stream:
         logits: object | None,
         topk_ids: object | None,
         topk_weights: object | None,
-        score: str,
+        router: Router,
         bias: object | None,
-        num_groups: int,
-        topk_groups: int,
-        normalize: bool,
-        scale: float,
+        input_ids: object | None,
+        hash_table: object | None,
     ) -> None:
         """Padding rows get ids -1 and weights 0."""
 

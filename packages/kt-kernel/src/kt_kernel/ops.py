@@ -10,7 +10,7 @@ from kt_kernel.activation import Activation, core_arguments
 from kt_kernel.arrays import typed
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE, call_arguments
-from kt_kernel.scalars import int32
+from kt_kernel.router import Router
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Ops", "Stream")
@@ -160,41 +160,30 @@ class Ops:
         logits: object,
         topk_ids: object,
         topk_weights: object,
+        router: Router,
         *,
-        score: str = "softmax",
         bias: object | None = None,
-        num_groups: int = 1,
-        topk_groups: int = 1,
-        normalize: bool = True,
-        scale: float = 1.0,
+        input_ids: object | None = None,
+        hash_table: object | None = None,
     ) -> None:
-        """Choose the experts of each token: top-k of the probabilities, ties to the lower id.
+        """Choose the experts of each token and their weights, as `Router` says.
 
-        Selection is on probability + bias, within the `topk_groups` groups of experts whose two
-        best sum highest (DeepSeek-V3 report, 2024, section 2.1.2). Weights are the probabilities.
+        A row with a NaN gets NaN weights and valid ids.
 
         Args:
-            logits: (num_tokens, num_experts) float32.
-            topk_ids: (num_tokens, top_k) int32, written, best first; -1 in a graph's padding rows.
-            topk_weights: (num_tokens, top_k) float32, written.
-            score: "softmax" or "sigmoid".
-            bias: (num_experts,) float32 selection bias, or None.
-            num_groups: groups of neighbouring experts; must divide num_experts.
-            topk_groups: groups that may be chosen from.
-            normalize: divide the weights by their sum.
-            scale: factor on the weights, after normalisation.
+            logits: (num_tokens, num_experts) float32, including the bias of a router layer that
+                has one; at most 1024 experts.
+            topk_ids: (num_tokens, top_k) int32, written: best first, equal values lower id first,
+                -1 in a graph's padding rows.
+            topk_weights: (num_tokens, top_k) float32, written; 0 in a graph's padding rows.
+            router: the rule.
+            bias: (num_experts,) float32, added to what experts are selected on and not to their
+                weights (`e_score_correction_bias`), or None. Not for "hash".
+            input_ids: (num_tokens,) int32 in [0, vocab_size), for "hash" only.
+            hash_table: (vocab_size, top_k) int32 in [0, num_experts): the experts of each token
+                (`tid2eid`), for "hash" only.
         """
-        self._core.route(
-            logits,
-            topk_ids,
-            topk_weights,
-            score,
-            bias,
-            int32("route", "num_groups", num_groups),
-            int32("route", "topk_groups", topk_groups),
-            normalize,
-            scale,
-        )
+        self._core.route(logits, topk_ids, topk_weights, router.core(), bias, input_ids, hash_table)
 
     def moe(
         self,

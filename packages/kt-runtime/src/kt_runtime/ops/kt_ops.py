@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+import kt_kernel
 from kt_kernel import Experts, Graph, Linear, MoE, Stream, ThreadPool
 from kt_runtime.protocols import Batch, KVLayer, Projection, RopeTable, Router
 
@@ -150,12 +151,14 @@ class KtOps:
             logits,
             topk_ids,
             topk_weights,
-            score=router.score,
+            kt_kernel.Router(
+                router.score,
+                num_groups=router.num_groups,
+                topk_groups=router.topk_groups,
+                norm="sum" if router.normalize else "none",
+                scale=router.scale,
+            ),
             bias=router.bias,
-            num_groups=router.num_groups,
-            topk_groups=router.topk_groups,
-            normalize=router.normalize,
-            scale=router.scale,
         )
         return topk_ids, topk_weights
 
