@@ -17,6 +17,7 @@ from kt_kernel.formats import FORMATS, WeightFormat
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE
 from kt_kernel.ops import Stream
+from kt_kernel.router import Router
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Check", "run")
@@ -244,7 +245,7 @@ def _route() -> _Case:
 
     def run_op(stream: Stream, out: _Float32) -> None:
         ids, weights = np.empty((_TOKENS, top_k), np.int32), out[:, top_k:].copy()
-        stream.route(logits, ids, weights)
+        stream.route(logits, ids, weights, Router())
         np.concatenate([ids, weights], axis=1, out=out, casting="same_kind")
 
     best = np.argsort(-logits, axis=1)[:, :top_k]
