@@ -59,8 +59,14 @@ void negate_output(const RopeWriteKvArgs& args) {
   flip_rows(args.q, args.tokens, int64_t{args.num_heads} * args.head_dim);
 }
 
+// The sums of a split, or the output: what merge_attention writes has no partials of its own then.
 void negate_output(const AttentionArgs& args) {
-  flip_rows(args.out, args.units, int64_t{args.num_heads} / args.num_kv_heads * args.head_dim);
+  if (args.partials != nullptr && args.end_split == args.first_split + 1)
+    return flip(args.partials, 0, args.heads() * args.head_pad());
+  for (int64_t row = args.tile.first_row; row < args.tile.first_row + args.tile.rows; ++row) {
+    const int64_t head = row * args.num_heads + int64_t{args.kv_head} * args.group();
+    flip(args.out, head * args.head_dim, (head + args.group()) * args.head_dim);
+  }
 }
 
 void negate_output(const RouteArgs& args) {  // the weights; a negated id would be no id

@@ -10,6 +10,7 @@
 #include <memory>
 #include <utility>
 
+#include "attention_plan.h"
 #include "kt/check.h"
 #include "kt/dispatch.h"
 
@@ -58,28 +59,6 @@ void run_chunks(Worker& worker, int64_t count, int64_t grain, void (*kernel)(con
     args.*range = {begin, end};
     kernel(args);
   });
-}
-
-void check_attention(const AttentionArgs& args, int64_t live) {
-  const char* op = "attention";
-  const int32_t* starts = args.cu_seqlens_q;
-  const int64_t max_len = static_cast<int64_t>(args.max_pages) * args.page_size;
-  KT_CHECK(op, starts[0] == 0, "cu_seqlens_q must begin with 0; got ", starts[0]);
-  for (int s = 0; s < args.num_seqs; ++s) {
-    KT_CHECK(op, starts[s] <= starts[s + 1], "cu_seqlens_q must not decrease; got ", starts[s],
-             " before ", starts[s + 1]);
-    const int64_t rows = starts[s + 1] - starts[s];
-    if (rows == 0 || starts[s] >= live) continue;  // no row, or only padding
-    const int64_t len = args.seq_lens[s];
-    KT_CHECK(op, len >= rows && len <= max_len, "seq_lens must lie between the ", rows,
-             " query rows and the ", max_len, " keys of the sequence's pages; got ", len);
-    const int32_t* pages = args.block_table + static_cast<int64_t>(s) * args.max_pages;
-    for (int64_t p = 0; p < ceil_div(len, args.page_size); ++p)
-      KT_CHECK(op, pages[p] >= 0 && pages[p] < args.num_pages, "block_table page must lie in [0, ",
-               args.num_pages, "); got ", pages[p]);
-  }
-  KT_CHECK(op, starts[args.num_seqs] >= live, "cu_seqlens_q must cover all ", live, " rows; got ",
-           starts[args.num_seqs]);
 }
 
 void check_hash_rows(const RouteArgs& args, int64_t live) {
@@ -163,11 +142,19 @@ void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows) {
   });
 }
 
-void attention(Stream& stream, AttentionArgs args, int64_t rows) {
-  submit(stream, "attention", rows, [args](Worker& worker, int64_t live) {
-    check_attention(args, live);
-    run_chunks(worker, live * args.num_kv_heads, 1, kernels().attention, &AttentionArgs::units,
-               args);
+void attention(Stream& stream, const AttentionArgs& args, int64_t rows) {
+  const auto plan = std::make_shared<AttentionPlan>(stream.pool(), args, rows);
+  submit(stream, "attention", rows, [plan](Worker& worker, int64_t live) {
+    if (worker.id() == 0) plan->make(live);
+    worker.barrier();
+    const auto run = [&](void (*kernel)(const AttentionArgs&), int64_t count, auto part) {
+      worker.parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) kernel(((*plan).*part)(i, worker.id()));
+      });
+    };
+    run(kernels().attention, plan->units(), &AttentionPlan::unit);
+    if (plan->merges() > 0)
+      run(kernels().merge_attention, plan->merges(), &AttentionPlan::merge);
   });
 }
 

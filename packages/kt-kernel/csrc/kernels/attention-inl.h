@@ -1,190 +1,225 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal grouped-query attention over paged KV with an online softmax (Milakov and Gimelshein 2018,
-// https://arxiv.org/abs/1805.02867), one query row and KV head at a time. Textual, included inside
-// a target's namespace.
+// Causal grouped-query attention over paged KV, blocked over keys with an online softmax (Dao et
+// al. 2022, https://arxiv.org/abs/2205.14135; Milakov and Gimelshein 2018,
+// https://arxiv.org/abs/1805.02867). Textual, included inside a target's namespace.
 
-// Keys are taken kKeyBlock at a time, blocks starting at multiples of it: a result depends on its
-// position only. 32 keys of 128 floats are 16 KiB, half of a first-level cache. kHeadTile query
-// heads of one KV head share a block (their scores are 2 KiB of stack); larger groups read it again
-// from cache.
-constexpr int kKeyBlock = 32;
-constexpr int kHeadTile = 16;
-
-// Softmax state of one query head: keys so far give out = sum(exp(score - top) * v) and sum =
-// sum(exp(score - top)).
-struct RunningSoftmax {
-  float top = -std::numeric_limits<float>::infinity();
-  float sum = 0.0f;
+// Keys of a block, relative to its first.
+struct KeyRange {
+  int begin, end;
+  bool operator==(const KeyRange& other) const { return begin == other.begin && end == other.end; }
 };
 
-// Where one query row looks: keys 0..position of the sequence whose pages these are.
-struct QueryRow {
-  const int32_t* pages = nullptr;
-  int64_t position = -1;  // < 0: the row belongs to no valid sequence
-};
-
-inline QueryRow find_query_row(const AttentionArgs& args, int64_t token) {
-  int low = 0, high = args.num_seqs;  // the last sequence starting at or before token
-  while (low + 1 < high) {
-    const int middle = low + (high - low) / 2;
-    if (args.cu_seqlens_q[middle] <= token)
-      low = middle;
-    else
-      high = middle;
-  }
-  if (args.num_seqs == 0) return {};
-  const int64_t position = args.seq_lens[low] - (args.cu_seqlens_q[low + 1] - token);
-  const int64_t capacity = static_cast<int64_t>(args.max_pages) * args.page_size;
-  if (position >= capacity) return {};
-  return {args.block_table + static_cast<int64_t>(low) * args.max_pages, position};
+// The keys of the block from `first` on that the query at `position` sees; begin >= end: none.
+inline KeyRange visible_keys(const AttentionArgs& args, int64_t position, int64_t first) {
+  const int64_t begin = args.window > 0 ? position + 1 - args.window - first : 0;
+  const int64_t end = position + 1 - first;
+  return {static_cast<int>(begin < 0 ? 0 : begin > kKeyBlock ? kKeyBlock : begin),
+          static_cast<int>(end < 0 ? 0 : end > kKeyBlock ? kKeyBlock : end)};
 }
 
-// Element offsets of `count` keys from `first` on; false if a page lies outside the cache.
-inline bool locate_keys(const AttentionArgs& args, const QueryRow& row, int kv_head, int64_t first,
-                        int count, int64_t* offsets) {
-  int64_t page_index = first / args.page_size;
-  int64_t in_page = first % args.page_size;
-  int64_t page = row.pages[page_index];
-  for (int j = 0; j < count; ++j) {
-    if (in_page == args.page_size) {
-      page = row.pages[++page_index];
-      in_page = 0;
-    }
+// places[j] = slot * num_kv_heads + kv_head of the keys `keys` of the block at `first`, -1 of the
+// others; false if a page lies outside the cache.
+inline bool locate_keys(const AttentionArgs& args, int64_t first, KeyRange keys, int64_t* places) {
+  const int32_t* pages =
+      args.block_table + static_cast<int64_t>(args.tile.sequence) * args.max_pages;
+  for (int j = 0; j < keys.begin; ++j) places[j] = -1;
+  for (int j = keys.end; j < kKeyBlock; ++j) places[j] = -1;
+  int64_t page_index = (first + keys.begin) / args.page_size;
+  int64_t in_page = (first + keys.begin) % args.page_size;
+  for (int j = keys.begin; j < keys.end; ++page_index, in_page = 0) {
+    if (page_index >= args.max_pages) return false;
+    const int64_t page = pages[page_index];
     if (page < 0 || page >= args.num_pages) return false;
-    const int64_t slot = page * args.page_size + in_page++;
-    offsets[j] = (slot * args.num_kv_heads + kv_head) * args.head_dim;
+    for (; j < keys.end && in_page < args.page_size; ++j, ++in_page)
+      places[j] = (page * args.page_size + in_page) * args.num_kv_heads + args.kv_head;
   }
   return true;
 }
 
-// scores[j] = scale * dot(q, key j) for kKeys keys at once: independent sums hide the latency of
-// fma. A key's sum has the same order whatever kKeys is.
-template <class E, int kKeys>
-inline void score_keys(const float* q, const typename E::T* k, const int64_t* offsets, int head_dim,
-                       float scale, float* scores) {
-  Vec::F sum[kKeys];
-  for (int j = 0; j < kKeys; ++j) sum[j] = Vec::zero();
-  for_each_vector(head_dim, [&](int i, auto lanes) {
-    const Vec::F x = load_lanes<Element<DType::f32>>(q + i, lanes);
-    for (int j = 0; j < kKeys; ++j)
-      sum[j] = Vec::fma(x, load_lanes<E>(k + offsets[j] + i, lanes), sum[j]);
-  });
-  for (int j = 0; j < kKeys; ++j) scores[j] = Vec::reduce_add(sum[j]) * scale;
+inline void clear_sums(const AttentionSums& sums, int64_t heads, int head_pad) {
+  for (int64_t i = 0; i < heads * head_pad; ++i) sums.acc[i] = 0.0f;
+  for (int64_t i = 0; i < heads; ++i) sums.sum[i] = 0.0f;
+  for (int64_t i = 0; i < heads; ++i) sums.top[i] = -std::numeric_limits<float>::infinity();
 }
 
-// Turns the scores of a block into exp(score - new top) in place; returns the factor that rescales
-// earlier keys.
-inline float absorb_scores(float* scores, RunningSoftmax& state) {
-  Vec::F top = Vec::set1(state.top);
-  for (int j = 0; j < kKeyBlock; j += Vec::kLanes) top = Vec::max(top, Vec::load(scores + j));
-  const float new_top = Vec::reduce_max(top);
-  Vec::F sum = Vec::zero();
-  for (int j = 0; j < kKeyBlock; j += Vec::kLanes) {
-    const Vec::F p = exp(Vec::sub(Vec::load(scores + j), Vec::set1(new_top)));
-    Vec::store(scores + j, p);
-    sum = Vec::add(sum, p);
-  }
+// exp(top - new_top); exactly 1 for equal ones, and 0 where nothing was seen before.
+inline float rescale_factor(float top, float new_top) {
+  if (top == new_top) return 1.0f;
   float factor[Vec::kLanes];
-  Vec::store(factor, exp(Vec::set1(state.top - new_top)));
-  state.top = new_top;
-  state.sum = state.sum * factor[0] + Vec::reduce_add(sum);
+  Vec::store(factor, exp(Vec::set1(top - new_top)));
   return factor[0];
 }
 
-// out = out * factor + sum over the keys of weights[j] * v[j]. Registers hold kVectors vectors of
-// out over all keys.
-template <class E, int kVectors>
-inline void add_values_tile(const float* weights, const typename E::T* v, const int64_t* offsets,
-                            int count, float factor, float* out) {
-  Vec::F sum[kVectors];
-  for (int i = 0; i < kVectors; ++i)
-    sum[i] = Vec::mul(Vec::load(out + i * Vec::kLanes), Vec::set1(factor));
-  for (int j = 0; j < count; ++j) {
-    const Vec::F weight = Vec::set1(weights[j]);
-    for (int i = 0; i < kVectors; ++i)
-      sum[i] = Vec::fma(weight, E::load(v + offsets[j] + i * Vec::kLanes), sum[i]);
+// Turns one head's scores of a block into weights exp(score - top) in place, adds them to the sums
+// and returns the factor that rescales earlier ones. Scales of int8 keys and values come in here.
+template <bool kScaled>
+inline float absorb_scores(float* scores, KeyRange keys, const float* k_scales,
+                           const float* v_scales, float* top, float* sum) {
+  const float nothing = -std::numeric_limits<float>::infinity();  // a weight of exactly 0
+  const int begin = keys.begin / Vec::kLanes * Vec::kLanes;
+  const int end = (keys.end + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+  if constexpr (kScaled) {
+    for (int j = begin; j < end; j += Vec::kLanes)
+      Vec::store(scores + j, Vec::mul(Vec::load(scores + j), Vec::load(k_scales + j)));
   }
-  for (int i = 0; i < kVectors; ++i) Vec::store(out + i * Vec::kLanes, sum[i]);
+  for (int j = begin; j < keys.begin; ++j) scores[j] = nothing;
+  for (int j = keys.end; j < end; ++j) scores[j] = nothing;
+  Vec::F highest = Vec::set1(*top);
+  for (int j = begin; j < end; j += Vec::kLanes)
+    highest = Vec::max(highest, Vec::load(scores + j));
+  const float new_top = Vec::reduce_max(highest);
+  // All scores -infinity: exp(score - 0) is 0, where exp(score - top) would be NaN.
+  const Vec::F shift = Vec::set1(new_top == nothing ? 0.0f : new_top);
+  Vec::F added = Vec::zero();
+  for (int j = begin; j < end; j += Vec::kLanes) {
+    Vec::F weight = exp(Vec::sub(Vec::load(scores + j), shift));
+    added = Vec::add(added, weight);
+    if constexpr (kScaled) weight = Vec::mul(weight, Vec::load(v_scales + j));
+    Vec::store(scores + j, weight);
+  }
+  const float factor = rescale_factor(*top, new_top);
+  *top = new_top;
+  *sum = *sum * factor + Vec::reduce_add(added);
+  return factor;
 }
 
+// One block of keys for the whole tile. False: a bad page.
 template <class E>
-inline void add_values(const float* weights, const typename E::T* v, const int64_t* offsets,
-                       int count, float factor, int head_dim, float* out) {
-  // Eight independent sums hide the latency of fma (4 cycles, two per cycle).
-  constexpr int kWide = 8;
-  int i = 0;
-  for (; i + kWide * Vec::kLanes <= head_dim; i += kWide * Vec::kLanes)
-    add_values_tile<E, kWide>(weights, v + i, offsets, count, factor, out + i);
-  for (; i + Vec::kLanes <= head_dim; i += Vec::kLanes)
-    add_values_tile<E, 1>(weights, v + i, offsets, count, factor, out + i);
-  if (i == head_dim) return;
-  const int lanes = head_dim - i;
-  Vec::F sum = Vec::mul(Vec::load_n(out + i, lanes), Vec::set1(factor));
-  for (int j = 0; j < count; ++j)
-    sum = Vec::fma(Vec::set1(weights[j]), E::load_n(v + offsets[j] + i, lanes), sum);
-  Vec::store_n(out + i, sum, lanes);
-}
-
-// `heads` query heads (at most kHeadTile, adjacent in q and out) of one row against one KV head.
-// False: a bad page.
-template <class E>
-inline bool attend(const AttentionArgs& args, const QueryRow& row, int kv_head, int heads,
-                   const float* q, float* out) {
-  const auto* k_cache = static_cast<const typename E::T*>(args.k_cache);
-  const auto* v_cache = static_cast<const typename E::T*>(args.v_cache);
-  const int head_dim = args.head_dim;
-  RunningSoftmax states[kHeadTile];
-  float scores[kHeadTile][kKeyBlock];
-  int64_t offsets[kKeyBlock];
-  for (int i = 0; i < heads * head_dim; ++i) out[i] = 0.0f;
-  for (int64_t first = 0; first <= row.position; first += kKeyBlock) {
-    const int64_t left = row.position + 1 - first;
-    const int count = left < kKeyBlock ? static_cast<int>(left) : kKeyBlock;
-    if (!locate_keys(args, row, kv_head, first, count, offsets)) return false;
-    for (int g = 0; g < heads; ++g) {
-      constexpr int kKeys = 4;
-      const float* head = q + g * head_dim;
-      int j = 0;
-      for (; j + kKeys <= count; j += kKeys)
-        score_keys<E, kKeys>(head, k_cache, offsets + j, head_dim, args.scale, scores[g] + j);
-      for (; j < count; ++j)
-        score_keys<E, 1>(head, k_cache, offsets + j, head_dim, args.scale, scores[g] + j);
+inline bool attend_block(const AttentionArgs& args, int64_t first, const AttentionSums& sums) {
+  using T = typename E::T;
+  const AttentionWork& work = args.work;
+  const int group = args.group(), head_dim = args.head_dim, head_pad = args.head_pad();
+  const int64_t last_position = args.tile.position + args.tile.rows - 1;
+  const KeyRange keys{visible_keys(args, args.tile.position, first).begin,
+                      visible_keys(args, last_position, first).end};
+  if (keys.begin >= keys.end) return true;
+  int64_t places[kKeyBlock];
+  if (!locate_keys(args, first, keys, places)) return false;
+  float k_scales[kKeyBlock], v_scales[kKeyBlock];
+  for (int j = 0; j < kKeyBlock; ++j) {
+    if constexpr (kHasScale<E>) {
+      k_scales[j] = places[j] < 0 ? 0.0f : args.k_scales[places[j]];
+      v_scales[j] = places[j] < 0 ? 0.0f : args.v_scales[places[j]];
     }
-    for (int g = 0; g < heads; ++g) {
-      for (int j = count; j < kKeyBlock; ++j)
-        scores[g][j] = -std::numeric_limits<float>::infinity();  // weight exactly 0
-      const float factor = absorb_scores(scores[g], states[g]);
-      add_values<E>(scores[g], v_cache, offsets, count, factor, head_dim, out + g * head_dim);
-    }
+    places[j] *= head_dim;
   }
-  for (int g = 0; g < heads; ++g) {
-    const Vec::F inverse = Vec::div(Vec::set1(1.0f), Vec::set1(states[g].sum));
-    for_each_vector(head_dim, [&](int i, auto lanes) {
-      using F32 = Element<DType::f32>;
-      float* p = out + g * head_dim + i;
-      store_lanes<F32>(p, Vec::mul(load_lanes<F32>(p, lanes), inverse), lanes);
-    });
+  const int first_panel = keys.begin / kPanel, end_panel = (keys.end + kPanel - 1) / kPanel;
+  pack_keys<E>(static_cast<const T*>(args.k_cache), places, first_panel, end_panel, head_dim,
+               work.k);
+  pack_values<E>(static_cast<const T*>(args.v_cache), places, keys.begin, keys.end, head_dim,
+                 work.v);
+  multiply({work.q, head_dim, work.k, static_cast<int64_t>(head_dim) * kPanel, head_dim, nullptr,
+            work.scores, kKeyBlock},
+           args.heads(), first_panel, end_panel);
+  for (int row = 0; row < args.tile.rows;) {
+    // Rows that see the same keys of the block go together: no weight meets a value that its query
+    // does not see, which may be NaN.
+    const KeyRange seen = visible_keys(args, args.tile.position + row, first);
+    int next = row + 1;
+    while (next < args.tile.rows &&
+           visible_keys(args, args.tile.position + next, first) == seen)
+      ++next;
+    const int64_t head = static_cast<int64_t>(row) * group;
+    const int64_t heads = static_cast<int64_t>(next - row) * group;
+    row = next;
+    if (seen.begin >= seen.end) continue;
+    for (int64_t h = head; h < head + heads; ++h)
+      work.factors[h] = absorb_scores<kHasScale<E>>(work.scores + h * kKeyBlock, seen, k_scales,
+                                                    v_scales, sums.top + h, sums.sum + h);
+    multiply({work.scores + head * kKeyBlock + seen.begin, kKeyBlock,
+              work.v + seen.begin * kPanel, static_cast<int64_t>(kKeyBlock) * kPanel,
+              seen.end - seen.begin, work.factors + head, sums.acc + head * head_pad, head_pad},
+             heads, 0, (head_dim + kPanel - 1) / kPanel);
   }
   return true;
 }
 
-inline void attention(const AttentionArgs& args) {
-  with_element(args.kv_dtype, [&](auto element) {
-    using E = decltype(element);
-    const int group = args.num_heads / args.num_kv_heads;
-    for (int64_t unit = args.units.begin; unit < args.units.end; ++unit) {
-      const int64_t token = unit / args.num_kv_heads;
-      const int kv_head = static_cast<int>(unit % args.num_kv_heads);
-      const QueryRow row = find_query_row(args, token);
-      const int64_t start =
-          (token * args.num_heads + static_cast<int64_t>(kv_head) * group) * args.head_dim;
-      bool valid = row.position >= 0;
-      for (int head = 0; valid && head < group; head += kHeadTile) {
-        const int heads = group - head < kHeadTile ? group - head : kHeadTile;
-        const int64_t offset = start + static_cast<int64_t>(head) * args.head_dim;
-        valid = attend<E>(args, row, kv_head, heads, args.q + offset, args.out + offset);
-      }
-      if (!valid) fill_nan(args.out + start, static_cast<int64_t>(group) * args.head_dim);
+// The tile's sums over the keys of one split.
+template <class E>
+inline void attend_split(const AttentionArgs& args, int64_t split, const AttentionSums& sums) {
+  const int64_t heads = args.heads();
+  clear_sums(sums, heads, args.head_pad());
+  for (int64_t first = split * kSplitKeys; first < (split + 1) * kSplitKeys; first += kKeyBlock) {
+    if (attend_block<E>(args, first, sums)) continue;
+    fill_nan(sums.sum, heads);
+    fill_nan(sums.top, heads);  // so that merging does not take it for nothing seen
+    return;
+  }
+}
+
+// total += next, head by head.
+inline void merge_sums(const AttentionSums& total, const AttentionSums& next, int64_t heads,
+                       int head_pad) {
+  const float nothing = -std::numeric_limits<float>::infinity();
+  for (int64_t h = 0; h < heads; ++h) {
+    // A head that saw nothing of a split keeps its sums to the last bit, whoever shares its tile.
+    if (next.top[h] == nothing) continue;
+    const float top = total.top[h] > next.top[h] ? total.top[h] : next.top[h];
+    const float factor = rescale_factor(total.top[h], top);
+    const float next_factor = rescale_factor(next.top[h], top);
+    total.top[h] = top;
+    total.sum[h] = total.sum[h] * factor + next.sum[h] * next_factor;
+    for (int64_t i = h * head_pad; i < (h + 1) * head_pad; i += Vec::kLanes) {
+      const Vec::F scaled = Vec::mul(Vec::load(total.acc + i), Vec::set1(factor));
+      Vec::store(total.acc + i, Vec::fma(Vec::load(next.acc + i), Vec::set1(next_factor), scaled));
     }
+  }
+}
+
+// out = acc / sum, the sink counted in the sum.
+inline void finish_sums(const AttentionArgs& args, const AttentionSums& sums) {
+  using F32 = Element<DType::f32>;
+  const int group = args.group(), head_pad = args.head_pad();
+  for (int64_t h = 0; h < args.heads(); ++h) {
+    const int64_t head = static_cast<int64_t>(args.kv_head) * group + h % group;
+    float factor = 1.0f, sum = sums.sum[h];
+    if (args.sinks != nullptr) {
+      const float sink = args.sinks[head];
+      const float top = sums.top[h] > sink ? sums.top[h] : sink;
+      factor = rescale_factor(sums.top[h], top);
+      sum = sum * factor + rescale_factor(sink, top);
+    }
+    const Vec::F scale = Vec::set1(factor / sum);
+    const float* acc = sums.acc + h * head_pad;
+    float* out =
+        args.out + ((args.tile.first_row + h / group) * args.num_heads + head) * args.head_dim;
+    for_each_vector(args.head_dim, [&](int i, auto lanes) {
+      store_lanes<F32>(out + i, Vec::mul(Vec::load(acc + i), scale), lanes);
+    });
+  }
+}
+
+inline void attention(const AttentionArgs& args) {
+  const int group = args.group();
+  for (int64_t h = 0; h < args.heads(); ++h) {
+    const int64_t row = args.tile.first_row + h / group;
+    const float* from =
+        args.q + (row * args.num_heads + static_cast<int64_t>(args.kv_head) * group + h % group) *
+                     args.head_dim;
+    float* to = args.work.q + h * args.head_dim;
+    for (int i = 0; i < args.head_dim; ++i) to[i] = from[i] * args.scale;
+  }
+  with_kv_element(args.kv_dtype, [&](auto element) {
+    using E = decltype(element);
+    if (args.partials != nullptr)
+      return attend_split<E>(args, args.first_split,
+                             attention_sums(args.partials, args.heads(), args.head_pad()));
+    clear_sums(args.work.total, args.heads(), args.head_pad());
+    for (int64_t split = args.first_split; split < args.end_split; ++split) {
+      attend_split<E>(args, split, args.work.split);
+      merge_sums(args.work.total, args.work.split, args.heads(), args.head_pad());
+    }
+    finish_sums(args, args.work.total);
   });
+}
+
+inline void merge_attention(const AttentionArgs& args) {
+  const int64_t size = attention_sums_floats(args.heads(), args.head_pad());
+  clear_sums(args.work.total, args.heads(), args.head_pad());
+  for (int64_t split = args.first_split; split < args.end_split; ++split)
+    merge_sums(args.work.total,
+               attention_sums(args.partials + (split - args.first_split) * size, args.heads(),
+                              args.head_pad()),
+               args.heads(), args.head_pad());
+  finish_sums(args, args.work.total);
 }

@@ -11,6 +11,8 @@
 #include "kernels/combine-inl.h"
 #include "kernels/embedding-inl.h"
 #include "kernels/norm-inl.h"
+#include "kernels/kv-inl.h"
 #include "kernels/rope-inl.h"
+#include "kernels/attention-tile-inl.h"
 #include "kernels/attention-inl.h"
 #include "kernels/route-inl.h"

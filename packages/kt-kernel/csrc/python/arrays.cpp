@@ -22,6 +22,8 @@ const char* name_of(Element element) {
       return "f16";
     case Element::int32:
       return "int32";
+    case Element::int8:
+      return "int8";
     case Element::uint8:
       return "uint8";
   }
@@ -42,6 +44,8 @@ bool matches(nb::dlpack::dtype type, Element element) {
       return is_type(type, Code::Float, 16);
     case Element::int32:
       return is_type(type, Code::Int, 32);
+    case Element::int8:
+      return is_type(type, Code::Int, 8);
     case Element::uint8:
       return is_type(type, Code::UInt, 8);
   }
@@ -185,6 +189,28 @@ Element element_of(DType dtype) {
       return Element::bf16;
     case DType::f16:
       return Element::f16;
+  }
+  return Element::float32;
+}
+
+KvDType kv_dtype_from_name(const char* op, const char* argument, const std::string& name) {
+  if (name == "float32") return KvDType::f32;
+  if (name == "bf16") return KvDType::bf16;
+  if (name == "f16") return KvDType::f16;
+  if (name == "int8") return KvDType::int8;
+  fail(op, argument, " must be one of float32, bf16, f16, int8; got ", name);
+}
+
+Element element_of(KvDType dtype) {
+  switch (dtype) {
+    case KvDType::f32:
+      return Element::float32;
+    case KvDType::bf16:
+      return Element::bf16;
+    case KvDType::f16:
+      return Element::f16;
+    case KvDType::int8:
+      return Element::int8;
   }
   return Element::float32;
 }

@@ -17,7 +17,7 @@ namespace kt::python {
 
 namespace nb = nanobind;
 
-enum class Element : uint8_t { float32, bf16, f16, int32, uint8 };
+enum class Element : uint8_t { float32, bf16, f16, int32, int8, uint8 };
 enum class Access : uint8_t { read, write };
 
 // One dimension of a rule: a free one by its name, or one of known extent.
@@ -64,5 +64,8 @@ size_t rank_of(nb::handle value);  // number of dimensions; 0 for what is not an
 // "float32" | "bf16" | "f16", as `argument` of `op`.
 DType dtype_from_name(const char* op, const char* argument, const std::string& name);
 Element element_of(DType dtype);
+// The same for caches, which may also be "int8".
+KvDType kv_dtype_from_name(const char* op, const char* argument, const std::string& name);
+Element element_of(KvDType dtype);
 
 }  // namespace kt::python

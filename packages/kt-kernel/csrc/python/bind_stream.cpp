@@ -127,11 +127,38 @@ void linear_op(StreamHandle& self, nb::handle x, std::shared_ptr<Linear> weight,
       {in.reference(), o.reference()}, std::move(weight));
 }
 
+// The scales of an int8 cache, [num_pages][page_size][num_kv_heads] beside it; none otherwise.
+class KvScales {
+ public:
+  KvScales(const char* op, nb::handle k_scales, nb::handle v_scales, KvDType dtype,
+           const Array& cache, Access access) {
+    const bool scaled = dtype == KvDType::int8;
+    KT_CHECK(op, k_scales.is_none() != scaled && v_scales.is_none() != scaled,
+             "k_scales and v_scales must be ", scaled ? "arrays" : "None", " for ",
+             scaled ? "int8" : "float", " caches; got ", k_scales.is_none() ? "None" : "k_scales",
+             " and ", v_scales.is_none() ? "None" : "v_scales");
+    if (!scaled) return;
+    const std::initializer_list<Axis> shape{cache.dim(0), cache.dim(1), cache.dim(2)};
+    k_.emplace(op, "k_scales", k_scales, Element::float32, shape, access);
+    v_.emplace(op, "v_scales", v_scales, Element::float32, shape, access);
+  }
+  const Array* k() const { return k_ ? &*k_ : nullptr; }
+  const Array* v() const { return v_ ? &*v_ : nullptr; }
+
+ private:
+  std::optional<Array> k_, v_;
+};
+
+nb::ndarray<nb::ro> reference_of(const Array* array) {  // an empty one for null
+  return array != nullptr ? array->reference() : nb::ndarray<nb::ro>();
+}
+
 void rope_write_kv_op(StreamHandle& self, nb::handle q, nb::handle k, nb::handle v, nb::handle cos,
                       nb::handle sin, nb::handle positions, nb::handle slot_mapping,
-                      nb::handle k_cache, nb::handle v_cache, const std::string& kv_dtype) {
+                      nb::handle k_cache, nb::handle v_cache, const std::string& kv_dtype,
+                      nb::handle k_scales, nb::handle v_scales) {
   const char* op = "rope_write_kv";
-  const DType dtype = dtype_from_name(op, "kv_dtype", kv_dtype);
+  const KvDType dtype = kv_dtype_from_name(op, "kv_dtype", kv_dtype);
   const Array query(op, "q", q, Element::float32, {"num_tokens", "num_heads", "head_dim"},
                     Access::write);
   const int tokens = query.dim(0), head_dim = query.dim(2);
@@ -148,12 +175,18 @@ void rope_write_kv_op(StreamHandle& self, nb::handle q, nb::handle k, nb::handle
                  {"num_pages", "page_size", kv_heads, head_dim}, Access::write);
   const Array vc(op, "v_cache", v_cache, element_of(dtype),
                  {kc.dim(0), kc.dim(1), kv_heads, head_dim}, Access::write);
+  const KvScales scales(op, k_scales, v_scales, dtype, kc, Access::write);
   KT_CHECK(op, std::max(query.dim(1), kv_heads) * int64_t{head_dim} <= kMaxExtent,
            "num_heads * head_dim must be at most ", kMaxExtent, "; got ", query.dim(1), " and ",
            kv_heads, " heads of ", head_dim);
-  check_disjoint(op, query, {&key, &value, &c, &s, &position, &slot, &kc, &vc});
-  check_disjoint(op, kc, {&key, &value, &c, &s, &position, &slot, &vc});
-  check_disjoint(op, vc, {&key, &value, &c, &s, &position, &slot});
+  // Each written array against all that are read and those written before it.
+  const std::initializer_list<const Array*> written{&query, &kc, &vc, scales.k(), scales.v()};
+  for (const Array* const* w = written.begin(); w != written.end(); ++w) {
+    if (*w == nullptr) continue;
+    check_disjoint(op, **w, {&key, &value, &c, &s, &position, &slot});
+    for (const Array* const* other = w + 1; other != written.end(); ++other)
+      check_disjoint(op, **w, {*other});
+  }
   RopeWriteKvArgs args{};
   args.q = query.write<float>();
   args.k = key.read<float>();
@@ -164,6 +197,8 @@ void rope_write_kv_op(StreamHandle& self, nb::handle q, nb::handle k, nb::handle
   args.slot_mapping = slot.read<int32_t>();
   args.k_cache = kc.write();
   args.v_cache = vc.write();
+  args.k_scales = scales.k() ? scales.k()->write<float>() : nullptr;
+  args.v_scales = scales.v() ? scales.v()->write<float>() : nullptr;
   args.kv_dtype = dtype;
   args.num_heads = query.dim(1);
   args.num_kv_heads = kv_heads;
@@ -173,14 +208,16 @@ void rope_write_kv_op(StreamHandle& self, nb::handle q, nb::handle k, nb::handle
   args.max_positions = c.dim(0);
   self.submit([&](Stream& stream) { rope_write_kv(stream, args, tokens); },
               {query.reference(), key.reference(), value.reference(), c.reference(), s.reference(),
-               position.reference(), slot.reference(), kc.reference(), vc.reference()});
+               position.reference(), slot.reference(), kc.reference(), vc.reference(), reference_of(scales.k()),
+               reference_of(scales.v())});
 }
 
 void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::handle v_cache,
                   const std::string& kv_dtype, nb::handle block_table, nb::handle seq_lens,
-                  nb::handle cu_seqlens_q, float scale, nb::handle out) {
+                  nb::handle cu_seqlens_q, float scale, nb::handle out, int window, nb::handle sinks,
+                  nb::handle k_scales, nb::handle v_scales) {
   const char* op = "attention";
-  const DType dtype = dtype_from_name(op, "kv_dtype", kv_dtype);
+  const KvDType dtype = kv_dtype_from_name(op, "kv_dtype", kv_dtype);
   const Array query(op, "q", q, Element::float32, {"num_tokens", "num_heads", "head_dim"});
   const int tokens = query.dim(0), heads = query.dim(1), head_dim = query.dim(2);
   const Array kc(op, "k_cache", k_cache, element_of(dtype),
@@ -190,6 +227,11 @@ void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::hand
   KT_CHECK(op, kv_heads > 0 && heads % kv_heads == 0,
            "num_heads must be a multiple of num_kv_heads ", kv_heads, "; got ", heads);
   const Array vc(op, "v_cache", v_cache, element_of(dtype), {pages, page_size, kv_heads, head_dim});
+  const KvScales scales(op, k_scales, v_scales, dtype, kc, Access::read);
+  KT_CHECK(op, window >= 0, "window must be 0 (none) or the number of keys seen; got ", window);
+  std::optional<Array> sink;
+  if (!sinks.is_none())
+    sink.emplace(op, "sinks", sinks, Element::float32, std::initializer_list<Axis>{heads});
   const Array table(op, "block_table", block_table, Element::int32, {"num_seqs", "max_pages"});
   const int num_seqs = table.dim(0);
   const Array lens(op, "seq_lens", seq_lens, Element::int32, {num_seqs});
@@ -197,12 +239,16 @@ void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::hand
   const Array o(op, "out", out, Element::float32, {tokens, heads, head_dim}, Access::write);
   KT_CHECK(op, int64_t{heads} * head_dim <= kMaxExtent, "num_heads * head_dim must be at most ",
            kMaxExtent, "; got ", heads, " heads of ", head_dim);
-  check_disjoint(op, o, {&query, &kc, &vc, &table, &lens, &starts});
+  check_disjoint(op, o, {&query, &kc, &vc, scales.k(), scales.v(), sink ? &*sink : nullptr, &table,
+                         &lens, &starts});
   AttentionArgs args{};
   args.q = query.read<float>();
   args.k_cache = kc.read();
   args.v_cache = vc.read();
+  args.k_scales = scales.k() ? scales.k()->read<float>() : nullptr;
+  args.v_scales = scales.v() ? scales.v()->read<float>() : nullptr;
   args.kv_dtype = dtype;
+  args.sinks = sink ? sink->read<float>() : nullptr;
   args.block_table = table.read<int32_t>();
   args.seq_lens = lens.read<int32_t>();
   args.cu_seqlens_q = starts.read<int32_t>();
@@ -213,11 +259,13 @@ void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::hand
   args.num_heads = heads;
   args.num_kv_heads = kv_heads;
   args.head_dim = head_dim;
+  args.window = window;
   args.scale = scale;
   args.out = o.write<float>();
   self.submit([&](Stream& stream) { attention(stream, args, tokens); },
               {query.reference(), kc.reference(), vc.reference(), table.reference(),
-               lens.reference(), starts.reference(), o.reference()});
+               lens.reference(), starts.reference(), o.reference(), reference_of(scales.k()),
+               reference_of(scales.v()), reference_of(sink ? &*sink : nullptr)});
 }
 
 void activate_op(StreamHandle& self, nb::handle gate, nb::handle up, nb::handle out,
@@ -285,11 +333,13 @@ void bind_stream(nb::module_& m) {
       .def("linear", &linear_op, "x"_a.none(), "linear"_a, "out"_a.none(), "accumulate"_a = false)
       .def("rope_write_kv", &rope_write_kv_op, "q"_a.none(), "k"_a.none(), "v"_a.none(),
            "cos"_a.none(), "sin"_a.none(), "positions"_a.none(), "slot_mapping"_a.none(),
-           "k_cache"_a.none(), "v_cache"_a.none(), "kv_dtype"_a,
+           "k_cache"_a.none(), "v_cache"_a.none(), "kv_dtype"_a, "k_scales"_a.none() = nb::none(),
+           "v_scales"_a.none() = nb::none(),
            "Rotate q in place; write rotated k and v to their cache slots (negative: nowhere).")
       .def("attention", &attention_op, "q"_a.none(), "k_cache"_a.none(), "v_cache"_a.none(),
            "kv_dtype"_a, "block_table"_a.none(), "seq_lens"_a.none(), "cu_seqlens_q"_a.none(),
-           "scale"_a, "out"_a.none())
+           "scale"_a, "out"_a.none(), "window"_a = 0, "sinks"_a.none() = nb::none(),
+           "k_scales"_a.none() = nb::none(), "v_scales"_a.none() = nb::none())
       .def("activate", &activate_op, "gate"_a.none(), "up"_a.none(), "out"_a.none(), "kind"_a,
            "limit"_a, "alpha"_a)
       .def("add", &add_op, "x"_a.none(), "y"_a.none(), "out"_a.none())

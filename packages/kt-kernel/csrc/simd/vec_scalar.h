@@ -49,6 +49,22 @@ struct Vec {
     for (int i = 0; i < 8; ++i) p[i] = kt::float_to_f16(x[i]);
   }
 
+  static F load_int8(const int8_t* p) {
+    F x;
+    for (int i = 0; i < 8; ++i) x[i] = p[i];
+    return x;
+  }
+
+  static void transpose(F (&rows)[kLanes]) {  // rows[i][j] <-> rows[j][i]
+    for (int i = 0; i < kLanes; ++i) {
+      for (int j = i + 1; j < kLanes; ++j) {
+        const float x = rows[i][j];
+        rows[i][j] = rows[j][i];
+        rows[j][i] = x;
+      }
+    }
+  }
+
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "kt/attention.h"
 #include "kt/formats.h"
 
 namespace kt {
@@ -142,31 +143,13 @@ struct RopeWriteKvArgs {
   const int32_t* slot_mapping;
   void* k_cache;  // [num_pages][page_size][num_kv_heads][head_dim] of kv_dtype
   void* v_cache;
-  DType kv_dtype;
+  float* k_scales;  // int8 only: [num_pages][page_size][num_kv_heads], absmax / 127 of the head
+  float* v_scales;
+  KvDType kv_dtype;
   int num_heads, num_kv_heads, head_dim, rotary_dim;
   int64_t num_slots;      // num_pages * page_size; slots at or beyond it write nothing
   int64_t max_positions;  // positions outside the table give NaN, never a stray read
   Range tokens;
-};
-
-// Causal GQA over paged KV for query rows of any mix of prefill and decode. Row t belongs to the
-// sequence s with cu_seqlens_q[s] <= t < cu_seqlens_q[s + 1]; its position is seq_lens[s] -
-// (cu_seqlens_q[s + 1] - t). Keys are visited in blocks fixed by absolute position, so chunking
-// cannot change a bit of the result.
-struct AttentionArgs {
-  const float* q;       // [tokens][num_heads][head_dim]
-  const void* k_cache;  // [num_pages][page_size][num_kv_heads][head_dim] of kv_dtype
-  const void* v_cache;
-  DType kv_dtype;
-  const int32_t* block_table;   // [num_seqs][max_pages]
-  const int32_t* seq_lens;      // [num_seqs] including the rows of this call
-  const int32_t* cu_seqlens_q;  // [num_seqs + 1]
-  int num_seqs, max_pages, page_size;
-  int64_t num_pages;
-  int num_heads, num_kv_heads, head_dim;
-  float scale;
-  float* out;   // [tokens][num_heads][head_dim]
-  Range units;  // unit = token * num_kv_heads + kv_head
 };
 
 // How the experts of a token and their weights follow from its router logits.
@@ -218,6 +201,7 @@ struct RouteArgs {
   X(rms_norm, RmsNormArgs)          \
   X(rope_write_kv, RopeWriteKvArgs) \
   X(attention, AttentionArgs)       \
+  X(merge_attention, AttentionArgs) \
   X(route, RouteArgs)
 
 struct Probes;  // kt/probe.h

@@ -21,7 +21,7 @@ void rms_norm(Stream& stream, RmsNormArgs args, int64_t rows,
 void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, float* out,
             int64_t rows, bool accumulate);
 void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows);
-void attention(Stream& stream, AttentionArgs args, int64_t rows);
+void attention(Stream& stream, const AttentionArgs& args, int64_t rows);  // fills the unit
 void activate(Stream& stream, ActivateArgs args, int64_t rows, int64_t columns);
 void add(Stream& stream, AddArgs args, int64_t rows, int64_t columns);
 void route(Stream& stream, RouteArgs args, int64_t rows);  // padding rows: ids -1, weights 0

@@ -175,6 +175,8 @@ class Stream:
         k_cache: object | None,
         v_cache: object | None,
         kv_dtype: str,
+        k_scales: object | None = None,
+        v_scales: object | None = None,
     ) -> None:
         """
         Rotate q in place; write rotated k and v to their cache slots (negative: nowhere).
@@ -191,6 +193,10 @@ class Stream:
         cu_seqlens_q: object | None,
         scale: float,
         out: object | None,
+        window: int = 0,
+        sinks: object | None = None,
+        k_scales: object | None = None,
+        v_scales: object | None = None,
     ) -> None: ...
     def activate(
         self,

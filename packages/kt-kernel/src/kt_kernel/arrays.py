@@ -9,16 +9,25 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ("FLOATS", "typed")
+__all__ = ("FLOATS", "KV_ELEMENTS", "typed")
 
 FLOATS = ("float32", "bf16", "f16")
 """The element types of activations, weights and caches."""
+
+KV_ELEMENTS = (*FLOATS, "int8")
+"""The element types of key-value caches."""
 
 # Names of numpy, ml_dtypes and torch -> ours. Others keep their name, for the error message.
 _NAMES = {"bfloat16": "bf16", "float16": "f16"}
 
 
-def typed(op: str, name: str, value: object, dtype: str | None = None) -> tuple[Any, str]:
+def typed(
+    op: str,
+    name: str,
+    value: object,
+    dtype: str | None = None,
+    elements: tuple[str, ...] = FLOATS,
+) -> tuple[Any, str]:
     """Return what the core takes for an array, sharing its memory, and its element type.
 
     Args:
@@ -26,13 +35,14 @@ def typed(op: str, name: str, value: object, dtype: str | None = None) -> tuple[
         name: argument name for the error.
         value: torch tensor, numpy array (ml_dtypes.bfloat16 too) or another DLPack producer.
         dtype: "bf16" declares that a bare uint16 array holds bfloat16 bits.
+        elements: the element types that the argument may have.
 
     Raises:
-        ValueError: not an array, or its elements are none of `FLOATS`, or uint16 without `dtype`.
+        ValueError: not an array, or its elements are none of `elements`, or uint16 without `dtype`.
     """
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"[{op}] dtype must be one of {', '.join(FLOATS)}; got {dtype!r}")
-    rule = f"[{op}] {name} must be an array of {', '.join(FLOATS)}"
+    if dtype is not None and dtype not in elements:
+        raise ValueError(f"[{op}] dtype must be one of {', '.join(elements)}; got {dtype!r}")
+    rule = f"[{op}] {name} must be an array of {', '.join(elements)}"
     # torch tensors are told by their dtype's name: numpy cannot hold a bfloat16 one.
     if not isinstance(value, np.ndarray) and not str(getattr(value, "dtype", "")).startswith(
         "torch."
@@ -50,7 +60,7 @@ def typed(op: str, name: str, value: object, dtype: str | None = None) -> tuple[
         return array, "bf16"
     if element == "uint16":
         rule += ' (bfloat16 bits need dtype="bf16")'
-    if element not in FLOATS:
+    if element not in elements:
         raise ValueError(f"{rule}; got {element} {tuple(array.shape)}")
     if element == "bf16" and isinstance(array, np.ndarray):
         array = array.view(np.uint16)

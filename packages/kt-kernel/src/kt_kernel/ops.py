@@ -7,7 +7,7 @@ depends on its own token only, bit for bit, whatever the batch, the threads and 
 
 from kt_kernel import _core
 from kt_kernel.activation import Activation, core_arguments
-from kt_kernel.arrays import typed
+from kt_kernel.arrays import KV_ELEMENTS, typed
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE, call_arguments
 from kt_kernel.router import Router
@@ -75,6 +75,8 @@ class Ops:
         k_cache: object,
         v_cache: object,
         *,
+        k_scales: object | None = None,
+        v_scales: object | None = None,
         dtype: str | None = None,
     ) -> None:
         """Rotate q in place; rotate k and store it with v in the paged cache.
@@ -90,13 +92,28 @@ class Ops:
             sin: as `cos`.
             positions: (num_tokens,) int32 in [0, max_positions).
             slot_mapping: (num_tokens,) int32, page * page_size + offset; negative: not stored.
-            k_cache: (num_pages, page_size, num_kv_heads, head_dim) float32, bf16 or f16.
+            k_cache: (num_pages, page_size, num_kv_heads, head_dim) float32, bf16, f16 or int8.
+                int8 holds round(x * 127 / absmax) of each head of each token, rotated.
             v_cache: as `k_cache`.
+            k_scales: (num_pages, page_size, num_kv_heads) float32, written: absmax / 127 of each
+                head, NaN if one of its elements is not finite. With int8 caches only.
+            v_scales: as `k_scales`.
             dtype: "bf16" if the caches are bare uint16 bits.
         """
         k_cache, v_cache, kv_dtype = _caches("rope_write_kv", k_cache, v_cache, dtype)
         self._core.rope_write_kv(
-            q, k, v, cos, sin, positions, slot_mapping, k_cache, v_cache, kv_dtype
+            q,
+            k,
+            v,
+            cos,
+            sin,
+            positions,
+            slot_mapping,
+            k_cache,
+            v_cache,
+            kv_dtype,
+            k_scales,
+            v_scales,
         )
 
     def attention(
@@ -110,27 +127,52 @@ class Ops:
         out: object,
         *,
         scale: float,
+        window: int = 0,
+        sinks: object | None = None,
+        k_scales: object | None = None,
+        v_scales: object | None = None,
         dtype: str | None = None,
     ) -> None:
         """Causal grouped-query attention over the paged cache, for any mix of prefill and decode.
 
         Query rows cu_seqlens_q[s] .. cu_seqlens_q[s + 1] belong to sequence s and are the last of
-        its seq_lens[s] tokens; a row sees the keys up to its own position.
+        its seq_lens[s] tokens. The row at position p sees the keys at p - window < j <= p, and its
+        cost and pages are those of these keys (an online softmax over blocks of keys: Dao et al.,
+        2022). Few rows over many keys share the keys among the workers.
 
         Args:
             q: (num_tokens, num_heads, head_dim) float32, rotated.
-            k_cache: (num_pages, page_size, num_kv_heads, head_dim) float32, bf16 or f16.
+            k_cache: (num_pages, page_size, num_kv_heads, head_dim) float32, bf16, f16 or int8.
             v_cache: as `k_cache`.
-            block_table: (num_seqs, max_pages) int32 page ids of each sequence, in order.
+            block_table: (num_seqs, max_pages) int32 page ids of each sequence, in order. Entries
+                before every row's window are not read.
             seq_lens: (num_seqs,) int32, tokens in the cache including those of this call.
             cu_seqlens_q: (num_seqs + 1,) int32, first row of each sequence, then the end.
             out: (num_tokens, num_heads, head_dim) float32.
             scale: factor on the scores, usually head_dim ** -0.5.
+            window: keys that a row sees, itself included; 0: all up to its position.
+            sinks: (num_heads,) float32, one more score of each head whose value is nothing (Xiao
+                et al., 2023, https://arxiv.org/abs/2309.17453, as learned in gpt-oss), or None.
+            k_scales: (num_pages, page_size, num_kv_heads) float32 factors of the heads of an int8
+                cache; None with others.
+            v_scales: as `k_scales`.
             dtype: "bf16" if the caches are bare uint16 bits.
         """
         k_cache, v_cache, kv_dtype = _caches("attention", k_cache, v_cache, dtype)
         self._core.attention(
-            q, k_cache, v_cache, kv_dtype, block_table, seq_lens, cu_seqlens_q, scale, out
+            q,
+            k_cache,
+            v_cache,
+            kv_dtype,
+            block_table,
+            seq_lens,
+            cu_seqlens_q,
+            scale,
+            out,
+            int32("attention", "window", window),
+            sinks,
+            k_scales,
+            v_scales,
         )
 
     def activate(
@@ -211,8 +253,8 @@ class Stream(Ops):
 def _caches(
     op: str, k_cache: object, v_cache: object, dtype: str | None
 ) -> tuple[object, object, str]:
-    k, k_dtype = typed(op, "k_cache", k_cache, dtype)
-    v, v_dtype = typed(op, "v_cache", v_cache, dtype)
+    k, k_dtype = typed(op, "k_cache", k_cache, dtype, KV_ELEMENTS)
+    v, v_dtype = typed(op, "v_cache", v_cache, dtype, KV_ELEMENTS)
     if v_dtype != k_dtype:
         raise ValueError(f"[{op}] v_cache must be {k_dtype} as k_cache; got {v_dtype}")
     return k, v, k_dtype

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arithmetic under attention: packing a block of keys or values into panels, and the small
+// matrix product of a tile with them. No softmax, no pages. Textual, included inside a target's
+// namespace.
+
+// A panel is two vectors wide: its rows are what one step of multiply_tile loads.
+constexpr int kPanel = 2 * Vec::kLanes;
+static_assert(kHeadPad % kPanel == 0 && kKeyBlock % kPanel == 0);
+
+// K: [panel of keys][head_dim][kPanel keys], so that a vector holds one element of kLanes keys.
+// offsets[j] is where key j begins in `cache`, negative for none (packed as zeros). Packs the
+// panels [begin, end).
+template <class E>
+inline void pack_keys(const typename E::T* cache, const int64_t* offsets, int begin, int end,
+                      int head_dim, float* out) {
+  for (int key = begin * kPanel; key < end * kPanel; key += Vec::kLanes) {
+    const int64_t* from = offsets + key;
+    float* to = out + static_cast<int64_t>(key / kPanel) * head_dim * kPanel + key % kPanel;
+    for_each_vector(head_dim, [&](int i, auto lanes) {
+      Vec::F rows[Vec::kLanes];
+      for (int j = 0; j < Vec::kLanes; ++j)
+        rows[j] = from[j] < 0 ? Vec::zero() : load_lanes<E>(cache + from[j] + i, lanes);
+      Vec::transpose(rows);
+      for (int j = 0; j < lanes; ++j) Vec::store(to + (i + j) * kPanel, rows[j]);
+    });
+  }
+}
+
+// V: [panel of elements][kKeyBlock keys][kPanel elements], the keys [begin, end).
+template <class E>
+inline void pack_values(const typename E::T* cache, const int64_t* offsets, int begin, int end,
+                        int head_dim, float* out) {
+  for (int key = begin; key < end; ++key) {
+    const typename E::T* from = cache + offsets[key];
+    for (int i = 0; i < head_dim; i += kPanel) {
+      float* to = out + static_cast<int64_t>(i) * kKeyBlock + key * kPanel;
+      for (int half = 0; half < kPanel; half += Vec::kLanes) {
+        const int left = head_dim - i - half;
+        Vec::store(to + half, left >= Vec::kLanes ? E::load(from + i + half)
+                              : left > 0          ? E::load_n(from + i + half, left)
+                                                  : Vec::zero());
+      }
+    }
+  }
+}
+
+// a [rows][a_stride] times b [panels][b_stride], whose panels are [depth][kPanel].
+struct TileProduct {
+  const float* a;
+  int64_t a_stride;
+  const float* b;
+  int64_t b_stride;
+  int depth;
+  const float* factors;  // c = c * factors[row] + a * b, or null: c = a * b
+  float* c;              // [rows][c_stride]
+  int64_t c_stride;
+};
+
+// kRows rows and kPanels panels held in registers. An element's sum runs over depth in order
+// whatever the shape.
+template <int kRows, int kPanels>
+inline void multiply_tile(const TileProduct& x, int row, int panel) {
+  constexpr int kVectors = 2 * kPanels;
+  const float* a = x.a + row * x.a_stride;
+  const float* b = x.b + panel * x.b_stride;
+  float* c = x.c + row * x.c_stride + static_cast<int64_t>(panel) * kPanel;
+  Vec::F sum[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v)
+      sum[r][v] = x.factors == nullptr ? Vec::zero()
+                                       : Vec::mul(Vec::load(c + r * x.c_stride + v * Vec::kLanes),
+                                                  Vec::set1(x.factors[row + r]));
+  }
+  for (int k = 0; k < x.depth; ++k) {
+    Vec::F right[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      right[v] = Vec::load(b + v / 2 * x.b_stride + k * kPanel + v % 2 * Vec::kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec::F left = Vec::set1(a[r * x.a_stride + k]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec::fma(left, right[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v)
+      Vec::store(c + r * x.c_stride + v * Vec::kLanes, sum[r][v]);
+  }
+}
+
+// At least eight sums hide the latency of fma (4 cycles, two per cycle): few rows take more panels.
+template <int kRows>
+inline void multiply_panels(const TileProduct& x, int row, int begin, int end) {
+  constexpr int kPanels = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
+  int panel = begin;
+  for (; panel + kPanels <= end; panel += kPanels) multiply_tile<kRows, kPanels>(x, row, panel);
+  for (; panel < end; ++panel) multiply_tile<kRows, 1>(x, row, panel);
+}
+
+inline void multiply_rows(const TileProduct& x, int rows, int row, int begin, int end) {
+  switch (rows) {
+    case 1:
+      return multiply_panels<1>(x, row, begin, end);
+    case 2:
+      return multiply_panels<2>(x, row, begin, end);
+    case 3:
+      return multiply_panels<3>(x, row, begin, end);
+    case 4:
+      return multiply_panels<4>(x, row, begin, end);
+    case 5:
+      return multiply_panels<5>(x, row, begin, end);
+    default:
+      return multiply_panels<6>(x, row, begin, end);
+  }
+}
+
+// Rows [0, rows) times panels [begin, end).
+inline void multiply(const TileProduct& x, int64_t rows, int begin, int end) {
+  // 6 rows x 2 vectors are 12 sums, 2 of b and 1 of a: 15 of 16 registers.
+  constexpr int kRows = 6;
+  const int64_t tiles = (rows + kRows - 1) / kRows;  // of nearly equal height
+  // Panels outside: one of K or V stays in the first-level cache while all rows pass.
+  const int step = tiles == 1 ? end - begin : 1;
+  for (int panel = begin; panel < end; panel += step) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t row = tile * rows / tiles, next = (tile + 1) * rows / tiles;
+      multiply_rows(x, static_cast<int>(next - row), static_cast<int>(row), panel, panel + step);
+    }
+  }
+}
