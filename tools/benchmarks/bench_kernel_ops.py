@@ -78,7 +78,7 @@ class PackLinear(CpuTime):
 
 
 class KvCache(CpuTime):
-    params = cases.FLOAT_DTYPES
+    params = cases.KV_DTYPES
     param_names = ("dtype",)
 
     def prepare(self, dtype):
@@ -89,6 +89,18 @@ class KvCache(CpuTime):
 
     def time_rope_write_kv(self, dtype):
         self.paged.write(self.stream)
+
+
+class Attention(CpuTime):
+    params = (cases.KV_DTYPES, ("prefill", "window"))
+    param_names = ("dtype", "case")
+
+    def prepare(self, dtype, case):
+        shape = {"prefill": cases.BENCH_PREFILL, "window": cases.BENCH_WINDOW}[case]
+        self.stream, self.paged = make_stream(), Paged(dtype, shape)
+
+    def time_attention(self, dtype, case):
+        self.paged.attend(self.stream)
 
 
 class Route(CpuTime):

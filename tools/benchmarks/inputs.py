@@ -91,9 +91,11 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def stored(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Float32 as memory of an element type; bf16 cut off to bits, which is as good for timing."""
+    """Float32 as memory of an element type, cut off, which is as good for timing."""
     if dtype == "bf16":
         return (x.view(np.uint32) >> 16).astype(np.uint16)
+    if dtype == "int8":
+        return (x * 25).clip(-127, 127).astype(np.int8)
     return x.astype({"float32": F32, "f16": np.float16}[dtype])
 
 
@@ -123,16 +125,19 @@ class Layer:
 
 
 class Paged:
-    """Sequences of BENCH_ATTENTION in pages of random order."""
+    """Sequences in pages of random order, and a query or more of each."""
 
-    def __init__(self, dtype: str):
-        case = cases.BENCH_ATTENTION
+    def __init__(self, dtype: str, case: "cases.AttentionCase" = cases.BENCH_ATTENTION):
         lengths = np.array([cached + rows for cached, rows in case.sequences], I32)
         rows = [rows for _, rows in case.sequences]
         pages = -(-int(lengths.max()) // case.page_size)
         shape = (pages * len(rows), case.page_size, case.num_kv_heads, case.head_dim)
         self.dtype = dtype
         self.caches = stored(normal(*shape), dtype), stored(normal(*shape), dtype)
+        self.scales = tuple(
+            np.full(shape[:3], 0.04, F32) if dtype == "int8" else None for _ in range(2)
+        )
+        self.window, self.sinks = case.window, normal(case.num_heads) if case.sinks else None
         self.q = normal(sum(rows), case.num_heads, case.head_dim)
         self.kv = normal(sum(rows), case.num_kv_heads, case.head_dim)
         self.out = np.empty_like(self.q)
@@ -153,6 +158,10 @@ class Paged:
             self.cu_seqlens_q,
             self.out,
             scale=0.125,
+            window=self.window,
+            sinks=self.sinks,
+            k_scales=self.scales[0],
+            v_scales=self.scales[1],
             dtype=self.dtype,
         )
 
@@ -168,6 +177,8 @@ class Paged:
             self.positions,
             slots,
             *self.caches,
+            k_scales=self.scales[0],
+            v_scales=self.scales[1],
             dtype=self.dtype,
         )
 

@@ -7,6 +7,7 @@ from kt_kernel import Router
 
 FORMATS = ("float32", "bf16", "int8", "int4")
 FLOAT_DTYPES = ("float32", "bf16", "f16")
+KV_DTYPES = (*FLOAT_DTYPES, "int8")
 # (format, group size); the float formats have no groups, so any value will do.
 FORMAT_GROUPS = (
     ("float32", 32),
@@ -51,6 +52,8 @@ class AttentionCase:
     head_dim: int
     page_size: int
     sequences: tuple[tuple[int, int], ...]
+    window: int = 0
+    sinks: bool = False
 
 
 ATTENTION = (
@@ -59,6 +62,21 @@ ATTENTION = (
     AttentionCase(9, 3, 64, 16, ((100, 1), (0, 17), (257, 1))),
     AttentionCase(4, 4, 20, 8, ((3, 5), (0, 1), (15, 2))),  # head_dim no multiple of 8
     AttentionCase(6, 1, 24, 16, ((63, 2), (64, 1), (65, 1))),
+    AttentionCase(8, 8, 80, 1, ((0, 33), (62, 3))),
+    AttentionCase(16, 1, 96, 16, ((120, 17),), 0, True),
+    AttentionCase(5, 1, 128, 7, ((500, 15), (511, 1), (512, 2)), 0, True),  # around a split
+    AttentionCase(4, 2, 192, 64, ((0, 16), (1023, 2))),
+    AttentionCase(2, 1, 256, 32, ((2, 66),), 0, True),
+    AttentionCase(4, 2, 16, 4, ((0, 70), (200, 3)), 1),  # each row sees itself
+    AttentionCase(4, 2, 64, 16, ((0, 140), (63, 1), (64, 2), (600, 66)), 64),  # a block of keys
+    AttentionCase(3, 1, 40, 5, ((1000, 40), (5, 1)), 513, True),  # wider than a split
+)
+
+# Windows and edges for one sequence; head_dim and page size of gpt-oss.
+LONG_ATTENTION = (
+    AttentionCase(8, 1, 64, 16, ((4095, 1),), 0, True),
+    AttentionCase(8, 2, 64, 16, ((4064, 32),), 128, True),
+    AttentionCase(3, 3, 128, 16, ((4000, 3),)),
 )
 
 
@@ -104,4 +122,6 @@ BENCH_ROWS = (1, 64)
 BENCH_LINEAR = (1024, 1024)
 BENCH_MOE = MoeCase(8, 512, 384, 2, 64)
 BENCH_ATTENTION = AttentionCase(16, 4, 64, 16, ((1023, 1), (511, 1)))
+BENCH_PREFILL = AttentionCase(16, 2, 128, 16, ((0, 256),))
+BENCH_WINDOW = AttentionCase(16, 2, 64, 16, ((4095, 1),), 128, True)
 BENCH_ROUTE = RouteCase(128, 8, Router("sigmoid", num_groups=8, topk_groups=4), bias=True)

@@ -18,12 +18,13 @@ class PagedKv:
         lengths = [cached + rows for cached, rows in case.sequences]
         rows = [rows for _, rows in case.sequences]
         shape = (case.num_kv_heads, case.head_dim)
-        self.dtype, self.scale = dtype, case.head_dim**-0.5
+        self.dtype, self.scale, self.window = dtype, case.head_dim**-0.5, case.window
         self.keys = [rng.standard_normal((n, *shape), np.float32) for n in lengths]
         self.values = [rng.standard_normal((n, *shape), np.float32) for n in lengths]
         self.seq_lens = np.array(lengths, np.int32)
         self.cu_seqlens_q = np.cumsum([0, *rows]).astype(np.int32)
         self.q = rng.standard_normal((sum(rows), case.num_heads, case.head_dim), np.float32)
+        self.sinks = rng.standard_normal(case.num_heads, np.float32) if case.sinks else None
         self._fill(case.page_size, rng)
 
     def _fill(self, page_size: int, rng: np.random.Generator) -> None:
@@ -40,6 +41,11 @@ class PagedKv:
                 for i, page in enumerate(mine):
                     part = source[i * page_size : (i + 1) * page_size]
                     cache[page, : len(part)] = part
+        if self.dtype == "int8":
+            self.k_cache, self.k_scales = reference.quantise_heads(k_cache)
+            self.v_cache, self.v_scales = reference.quantise_heads(v_cache)
+            return
+        self.k_scales = self.v_scales = None
         self.k_cache, self.v_cache = (
             reference.encode(cache, self.dtype) for cache in (k_cache, v_cache)
         )
@@ -72,13 +78,29 @@ class PagedKv:
             self.cu_seqlens_q,
             out,
             scale=self.scale,
+            window=self.window,
+            sinks=self.sinks,
+            k_scales=self.k_scales,
+            v_scales=self.v_scales,
             dtype="bf16" if self.dtype == "bf16" else None,
         )
         return out
 
     def expected(self) -> reference.Expected:
         """The oracle's answer."""
-        k, v = (reference.decode(cache, self.dtype) for cache in (self.k_cache, self.v_cache))
+        if self.dtype == "int8":
+            k = self.k_cache * self.k_scales[..., None].astype(np.float64)
+            v = self.v_cache * self.v_scales[..., None].astype(np.float64)
+        else:
+            k, v = (reference.decode(cache, self.dtype) for cache in (self.k_cache, self.v_cache))
         return reference.attention(
-            self.q, k, v, self.block_table, self.seq_lens, self.cu_seqlens_q, self.scale
+            self.q,
+            k,
+            v,
+            self.block_table,
+            self.seq_lens,
+            self.cu_seqlens_q,
+            self.scale,
+            self.window,
+            self.sinks,
         )

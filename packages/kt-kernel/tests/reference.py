@@ -249,8 +249,20 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, positions: np.ndarray)
     return Expected(value, 2 * EPS * size)
 
 
-def attention(q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q, scale) -> Expected:
-    """Causal GQA, one query row and head at a time; float32 caches (pages, page_size, heads, D)."""
+def quantise_heads(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(..., head_dim) float32 to int8 and one float32 scale per head; NaN scale if not finite."""
+    absmax = np.abs(x.astype(F32)).max(-1)
+    with np.errstate(invalid="ignore"):
+        q = np.rint(x * (F32(127) / np.where(absmax > 0, absmax, F32(1)))[..., None])
+    finite = np.isfinite(absmax)
+    scales = np.where(finite, absmax / F32(127), F32(np.nan))
+    return np.where(finite[..., None], q, 0).astype(np.int8), scales
+
+
+def attention(
+    q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q, scale, window=0, sinks=None
+) -> Expected:
+    """Causal GQA, one query row and head at a time; float caches (pages, page_size, heads, D)."""
     page_size, num_kv_heads = k_cache.shape[1:3]
     group = q.shape[1] // num_kv_heads
     value, tolerance = np.zeros(q.shape), np.zeros(q.shape)
@@ -259,17 +271,21 @@ def attention(q, k_cache, v_cache, block_table, seq_lens, cu_seqlens_q, scale) -
         keys = k_cache[pages].reshape(-1, *k_cache.shape[2:])[:length].astype(F64)
         values = v_cache[pages].reshape(-1, *v_cache.shape[2:])[:length].astype(F64)
         for t in range(cu_seqlens_q[s], cu_seqlens_q[s + 1]):
-            seen = length - (cu_seqlens_q[s + 1] - t) + 1
+            end = length - (cu_seqlens_q[s + 1] - t) + 1
+            begin = max(0, end - window) if window else 0
             for h in range(q.shape[1]):
-                key, val = keys[:seen, h // group], values[:seen, h // group]
+                key, val = keys[begin:end, h // group], values[begin:end, h // group]
                 scores = scale * (key @ q[t, h].astype(F64))
-                weights = np.exp(scores - scores.max())
-                weights /= weights.sum()
+                extra = [] if sinks is None else [F64(sinks[h])]
+                top = max([scores.max(), *extra])
+                weights = np.exp(scores - top)
+                weights /= weights.sum() + np.exp(np.array(extra) - top).sum()
                 value[t, h] = weights @ val
                 # An error d of a score is a relative error d of its weight, and of the sum.
                 size = abs(scale) * (np.abs(key) @ np.abs(q[t, h].astype(F64)))
-                score_error = (key.shape[1] + 4) * EPS * size.max() + EPS * np.ptp(scores)
-                relative = 2 * score_error + (seen + 16) * EPS
+                spread = top - min([scores.min(), *extra])
+                score_error = (key.shape[1] + 4) * EPS * size.max() + EPS * spread
+                relative = 2 * score_error + (end - begin + 16) * EPS
                 tolerance[t, h] = relative * (weights @ np.abs(val))
     return Expected(value, tolerance)
 

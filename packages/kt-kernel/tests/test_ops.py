@@ -123,6 +123,35 @@ def test_rope_rotates_and_stores(stream, dtype, head_dim, rotary_dim, rng):
     )
 
 
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(20, 12), (64, 64), (9, 4)])
+def test_rope_quantises_heads_after_rotation(stream, head_dim, rotary_dim, rng):
+    q, k, v, cos, sin, positions = rope_inputs(rng, 5, 4, 2, head_dim, rotary_dim)
+    k[3, 1, 0] = np.inf
+    v[4] = 0
+    v[1, 0, 2] = np.nan
+    caches = [np.full((3, 4, 2, head_dim), 9, np.int8) for _ in "kv"]
+    scales = [np.full((3, 4, 2), 9, F32) for _ in "kv"]
+    slots = np.array([11, 0, -1, 5, 4], np.int32)
+    stream.rope_write_kv(
+        q, k, v, cos, sin, positions, slots, *caches, k_scales=scales[0], v_scales=scales[1]
+    )
+    written = [0, 1, 3, 4]
+    with np.errstate(invalid="ignore"):
+        rotated = reference.rope(k, cos, sin, positions).value[written]
+    for cache, scale, exact in zip(caches, scales, (rotated, v[written]), strict=True):
+        got = cache.reshape(12, 2, head_dim)[slots[written]]
+        got_scale = scale.reshape(12, 2)[slots[written]]
+        _, expected_scale = reference.quantise_heads(exact.astype(F32))
+        np.testing.assert_allclose(got_scale, expected_scale, rtol=4 * reference.EPS)
+        good = np.isfinite(expected_scale)
+        assert (good.sum(), (got[~good] == 0).all()) == (good.size - 1, True)
+        error = np.abs(got * got_scale[..., None].astype(np.float64) - exact)[good]
+        assert (error <= 0.501 * expected_scale[good][:, None]).all()
+        free = np.setdiff1d(np.arange(12), slots)
+        assert (cache.reshape(12, -1)[free] == 9).all()
+        assert (scale.reshape(12, -1)[free] == 9).all()
+
+
 @pytest.mark.parametrize(
     ("positions", "slots", "message"),
     [

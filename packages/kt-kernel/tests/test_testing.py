@@ -7,7 +7,7 @@ import pytest
 from kt_kernel import Linear, Router, Stream, isa
 from kt_kernel.testing import negated
 
-from .cases import ATTENTION, MOE
+from .cases import ATTENTION, LONG_ATTENTION, MOE
 from .moe_layer import MoeLayer
 from .paged import PagedKv
 
@@ -38,6 +38,7 @@ def results(pool, rng) -> dict[str, np.ndarray]:
     out("rope_write_kv", q.shape)[:] = q
     stream.rope_write_kv(outs["rope_write_kv"], k, k, table, table, zeros, zeros - 1, *caches)
     outs["attention"] = PagedKv(ATTENTION[1], rng).attend(stream)
+    outs["merge_attention"] = PagedKv(LONG_ATTENTION[0], rng).attend(stream)
     layer = MoeLayer(MOE[1], rng)
     outs["combine"] = layer.forward(layer.pack("int8", pool), pool)
     return outs
@@ -55,6 +56,9 @@ def test_negating_a_kernel_changes_what_comes_through_it_and_nothing_else(target
         assert changed == {"gemm_float32", "gemm_bf16", "gemm_int8", "gemm_int4", "combine"}
     elif kernel in ("gemm_int8", "activate"):
         assert changed == {kernel, "combine"}
+    elif kernel == "attention":  # also the sums that merge_attention merges
+        assert changed == {kernel, "merge_attention"}
+        assert all(np.array_equal(faulty[name], -clean[name]) for name in changed)
     else:
         assert changed == {kernel}
         assert np.array_equal(faulty[kernel], -clean[kernel])

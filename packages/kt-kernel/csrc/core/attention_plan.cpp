@@ -17,7 +17,8 @@ constexpr int kTileHeads = 128;
 // A tile with more than 1 / (this * workers) of all work is split, so that the last one to finish
 // keeps nobody waiting for long.
 constexpr int64_t kPartsPerWorker = 4;
-// Sums of split tiles; tiles that find no room stay whole. 32 heads of 128 over 128k keys are 5 MiB.
+// Sums of split tiles; tiles that find no room stay whole. 32 heads of 128 over 128k keys are 5
+// MiB.
 constexpr int64_t kMaxPartialFloats = int64_t{8} << 20;
 constexpr int64_t kLineFloats = 16;
 
@@ -44,7 +45,12 @@ AttentionWork lay_out_work(const AttentionArgs& args, int64_t heads, float* at) 
     at += size;
   }
   const int head_pad = args.head_pad();
-  return {part[0], part[1], part[2], part[3], part[4], attention_sums(part[5], heads, head_pad),
+  return {part[0],
+          part[1],
+          part[2],
+          part[3],
+          part[4],
+          attention_sums(part[5], heads, head_pad),
           attention_sums(part[6], heads, head_pad)};
 }
 
@@ -64,8 +70,8 @@ AttentionPlan::AttentionPlan(ThreadPool& pool, const AttentionArgs& args, int64_
   int64_t keys = std::min<int64_t>(max_keys(args), std::numeric_limits<int32_t>::max());
   if (args.window > 0) keys = std::min<int64_t>(keys, int64_t{args.window} + tile_rows_);
   const int64_t splits = ceil_div(keys, kSplitKeys) + 1;
-  const int64_t heads = std::min<int64_t>(rows * args.num_heads,
-                                          kPartsPerWorker * workers_ * tile_heads);
+  const int64_t heads =
+      std::min<int64_t>(rows * args.num_heads, kPartsPerWorker * workers_ * tile_heads);
   const int64_t per_split = attention_sums_floats(heads, args.head_pad());
   partial_floats_ = std::min(per_split, kMaxPartialFloats / splits) * splits;
   memory_ = pool.scratch((work_floats_ * workers_ + partial_floats_) * sizeof(float));
@@ -98,8 +104,8 @@ void AttentionPlan::check(int64_t live) const {
     const int64_t oldest =
         args_.window > 0 ? std::max<int64_t>(0, len - rows + 1 - args_.window) : 0;
     for (int64_t p = oldest / args_.page_size; p < ceil_div(len, args_.page_size); ++p)
-      KT_CHECK(op, pages[p] >= 0 && pages[p] < args_.num_pages,
-               "block_table page must lie in [0, ", args_.num_pages, "); got ", pages[p]);
+      KT_CHECK(op, pages[p] >= 0 && pages[p] < args_.num_pages, "block_table page must lie in [0, ",
+               args_.num_pages, "); got ", pages[p]);
   }
   KT_CHECK(op, starts[args_.num_seqs] >= live, "cu_seqlens_q must cover all ", live, " rows; got ",
            starts[args_.num_seqs]);
@@ -173,8 +179,8 @@ AttentionArgs AttentionPlan::args_of(const Part& part, int64_t kv_head, int work
     args.partials =
         memory + work_floats_ * workers_ + part.partials + kv_head * splits * split_floats(part);
   }
-  args.work = lay_out_work(args, int64_t{tile_rows_} * args.group(),
-                           memory + work_floats_ * worker);
+  args.work =
+      lay_out_work(args, int64_t{tile_rows_} * args.group(), memory + work_floats_ * worker);
   return args;
 }
 

@@ -38,7 +38,7 @@ class AttentionPlan {
   void cut_into_tiles(int64_t live);
   void share_out();
   AttentionArgs args_of(const Part& part, int64_t kv_head, int worker) const;
-  int64_t split_floats(const Part& part) const;    // of one split and KV head
+  int64_t split_floats(const Part& part) const;  // of one split and KV head
 
   AttentionArgs args_;
   int workers_;

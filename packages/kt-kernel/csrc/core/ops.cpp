@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ops: which worker calls which kernel on which rows, and the checks that only a run can make. No
 // arithmetic here. Every worker makes the same checks before it writes: cheaper than a barrier
-// behind one worker that does.
+// behind one worker that does. Attention, which must plan as well, has that barrier.
 #include "kt/ops.h"
 
 #include <algorithm>
@@ -153,8 +153,7 @@ void attention(Stream& stream, const AttentionArgs& args, int64_t rows) {
       });
     };
     run(kernels().attention, plan->units(), &AttentionPlan::unit);
-    if (plan->merges() > 0)
-      run(kernels().merge_attention, plan->merges(), &AttentionPlan::merge);
+    if (plan->merges() > 0) run(kernels().merge_attention, plan->merges(), &AttentionPlan::merge);
   });
 }
 

@@ -3,27 +3,35 @@
 // al. 2022, https://arxiv.org/abs/2205.14135; Milakov and Gimelshein 2018,
 // https://arxiv.org/abs/1805.02867). Textual, included inside a target's namespace.
 
-// Keys of a block, relative to its first.
+// Keys relative to the first of a block or split.
 struct KeyRange {
   int begin, end;
   bool operator==(const KeyRange& other) const { return begin == other.begin && end == other.end; }
 };
 
-// The keys of the block from `first` on that the query at `position` sees; begin >= end: none.
-inline KeyRange visible_keys(const AttentionArgs& args, int64_t position, int64_t first) {
+// Of the `count` keys from `first` on, those that the query at `position` sees; begin >= end: none.
+inline KeyRange visible_keys(const AttentionArgs& args, int64_t position, int64_t first,
+                             int count = kKeyBlock) {
   const int64_t begin = args.window > 0 ? position + 1 - args.window - first : 0;
   const int64_t end = position + 1 - first;
-  return {static_cast<int>(begin < 0 ? 0 : begin > kKeyBlock ? kKeyBlock : begin),
-          static_cast<int>(end < 0 ? 0 : end > kKeyBlock ? kKeyBlock : end)};
+  return {static_cast<int>(begin < 0       ? 0
+                           : begin > count ? count
+                                           : begin),
+          static_cast<int>(end < 0       ? 0
+                           : end > count ? count
+                                         : end)};
 }
 
-// places[j] = slot * num_kv_heads + kv_head of the keys `keys` of the block at `first`, -1 of the
-// others; false if a page lies outside the cache.
-inline bool locate_keys(const AttentionArgs& args, int64_t first, KeyRange keys, int64_t* places) {
+// Where the keys of a split lie in the cache: slot * num_kv_heads + kv_head, or -1 for keys that no
+// row of the tile sees. One block more, for looking ahead.
+using KeyPlaces = int64_t[kSplitKeys + kKeyBlock];
+
+// False if a page lies outside the cache.
+inline bool locate_keys(const AttentionArgs& args, int64_t first, KeyRange keys,
+                        KeyPlaces& places) {
   const int32_t* pages =
       args.block_table + static_cast<int64_t>(args.tile.sequence) * args.max_pages;
-  for (int j = 0; j < keys.begin; ++j) places[j] = -1;
-  for (int j = keys.end; j < kKeyBlock; ++j) places[j] = -1;
+  for (int64_t& place : places) place = -1;
   int64_t page_index = (first + keys.begin) / args.page_size;
   int64_t in_page = (first + keys.begin) % args.page_size;
   for (int j = keys.begin; j < keys.end; ++page_index, in_page = 0) {
@@ -65,8 +73,7 @@ inline float absorb_scores(float* scores, KeyRange keys, const float* k_scales,
   for (int j = begin; j < keys.begin; ++j) scores[j] = nothing;
   for (int j = keys.end; j < end; ++j) scores[j] = nothing;
   Vec::F highest = Vec::set1(*top);
-  for (int j = begin; j < end; j += Vec::kLanes)
-    highest = Vec::max(highest, Vec::load(scores + j));
+  for (int j = begin; j < end; j += Vec::kLanes) highest = Vec::max(highest, Vec::load(scores + j));
   const float new_top = Vec::reduce_max(highest);
   // All scores -infinity: exp(score - 0) is 0, where exp(score - top) would be NaN.
   const Vec::F shift = Vec::set1(new_top == nothing ? 0.0f : new_top);
@@ -83,25 +90,23 @@ inline float absorb_scores(float* scores, KeyRange keys, const float* k_scales,
   return factor;
 }
 
-// One block of keys for the whole tile. False: a bad page.
+// The block of keys from `first` on, which lie at places[0], ..., for the whole tile.
 template <class E>
-inline bool attend_block(const AttentionArgs& args, int64_t first, const AttentionSums& sums) {
+inline void attend_block(const AttentionArgs& args, int64_t first, const int64_t* places,
+                         const AttentionSums& sums) {
   using T = typename E::T;
   const AttentionWork& work = args.work;
   const int group = args.group(), head_dim = args.head_dim, head_pad = args.head_pad();
   const int64_t last_position = args.tile.position + args.tile.rows - 1;
   const KeyRange keys{visible_keys(args, args.tile.position, first).begin,
                       visible_keys(args, last_position, first).end};
-  if (keys.begin >= keys.end) return true;
-  int64_t places[kKeyBlock];
-  if (!locate_keys(args, first, keys, places)) return false;
+  if (keys.begin >= keys.end) return;
   float k_scales[kKeyBlock], v_scales[kKeyBlock];
-  for (int j = 0; j < kKeyBlock; ++j) {
-    if constexpr (kHasScale<E>) {
+  if constexpr (kHasScale<E>) {
+    for (int j = 0; j < kKeyBlock; ++j) {
       k_scales[j] = places[j] < 0 ? 0.0f : args.k_scales[places[j]];
       v_scales[j] = places[j] < 0 ? 0.0f : args.v_scales[places[j]];
     }
-    places[j] *= head_dim;
   }
   const int first_panel = keys.begin / kPanel, end_panel = (keys.end + kPanel - 1) / kPanel;
   pack_keys<E>(static_cast<const T*>(args.k_cache), places, first_panel, end_panel, head_dim,
@@ -116,8 +121,7 @@ inline bool attend_block(const AttentionArgs& args, int64_t first, const Attenti
     // does not see, which may be NaN.
     const KeyRange seen = visible_keys(args, args.tile.position + row, first);
     int next = row + 1;
-    while (next < args.tile.rows &&
-           visible_keys(args, args.tile.position + next, first) == seen)
+    while (next < args.tile.rows && visible_keys(args, args.tile.position + next, first) == seen)
       ++next;
     const int64_t head = static_cast<int64_t>(row) * group;
     const int64_t heads = static_cast<int64_t>(next - row) * group;
@@ -126,12 +130,11 @@ inline bool attend_block(const AttentionArgs& args, int64_t first, const Attenti
     for (int64_t h = head; h < head + heads; ++h)
       work.factors[h] = absorb_scores<kHasScale<E>>(work.scores + h * kKeyBlock, seen, k_scales,
                                                     v_scales, sums.top + h, sums.sum + h);
-    multiply({work.scores + head * kKeyBlock + seen.begin, kKeyBlock,
-              work.v + seen.begin * kPanel, static_cast<int64_t>(kKeyBlock) * kPanel,
-              seen.end - seen.begin, work.factors + head, sums.acc + head * head_pad, head_pad},
+    multiply({work.scores + head * kKeyBlock + seen.begin, kKeyBlock, work.v + seen.begin * kPanel,
+              static_cast<int64_t>(kKeyBlock) * kPanel, seen.end - seen.begin, work.factors + head,
+              sums.acc + head * head_pad, head_pad},
              heads, 0, (head_dim + kPanel - 1) / kPanel);
   }
-  return true;
 }
 
 // The tile's sums over the keys of one split.
@@ -139,12 +142,18 @@ template <class E>
 inline void attend_split(const AttentionArgs& args, int64_t split, const AttentionSums& sums) {
   const int64_t heads = args.heads();
   clear_sums(sums, heads, args.head_pad());
-  for (int64_t first = split * kSplitKeys; first < (split + 1) * kSplitKeys; first += kKeyBlock) {
-    if (attend_block<E>(args, first, sums)) continue;
+  const int64_t first = split * kSplitKeys;
+  const int64_t last_position = args.tile.position + args.tile.rows - 1;
+  KeyPlaces places;
+  const KeyRange keys{visible_keys(args, args.tile.position, first, kSplitKeys).begin,
+                      visible_keys(args, last_position, first, kSplitKeys).end};
+  if (!locate_keys(args, first, keys, places)) {
     fill_nan(sums.sum, heads);
     fill_nan(sums.top, heads);  // so that merging does not take it for nothing seen
     return;
   }
+  for (int block = 0; block < kSplitKeys; block += kKeyBlock)
+    attend_block<E>(args, first + block, places + block, sums);
 }
 
 // total += next, head by head.

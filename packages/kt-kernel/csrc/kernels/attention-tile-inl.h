@@ -7,19 +7,30 @@
 constexpr int kPanel = 2 * Vec::kLanes;
 static_assert(kHeadPad % kPanel == 0 && kKeyBlock % kPanel == 0);
 
+// Asks for the head at `place` (< 0: none): keys lie num_kv_heads heads apart and pages anywhere,
+// which no hardware prefetcher follows.
+template <class T>
+inline void prefetch_head(const T* cache, int64_t place, int head_dim) {
+  if (place < 0) return;
+  const auto* head = reinterpret_cast<const char*>(cache + place * head_dim);
+  for (int64_t i = 0; i < static_cast<int64_t>(sizeof(T)) * head_dim; i += 64)
+    __builtin_prefetch(head + i);
+}
+
 // K: [panel of keys][head_dim][kPanel keys], so that a vector holds one element of kLanes keys.
-// offsets[j] is where key j begins in `cache`, negative for none (packed as zeros). Packs the
-// panels [begin, end).
+// Packs the panels [begin, end) of the keys whose heads lie at `places`, zeros for none (< 0), and
+// asks for the next block's.
 template <class E>
-inline void pack_keys(const typename E::T* cache, const int64_t* offsets, int begin, int end,
+inline void pack_keys(const typename E::T* cache, const int64_t* places, int begin, int end,
                       int head_dim, float* out) {
   for (int key = begin * kPanel; key < end * kPanel; key += Vec::kLanes) {
-    const int64_t* from = offsets + key;
+    const int64_t* from = places + key;
+    for (int j = 0; j < Vec::kLanes; ++j) prefetch_head(cache, from[j + kKeyBlock], head_dim);
     float* to = out + static_cast<int64_t>(key / kPanel) * head_dim * kPanel + key % kPanel;
     for_each_vector(head_dim, [&](int i, auto lanes) {
       Vec::F rows[Vec::kLanes];
       for (int j = 0; j < Vec::kLanes; ++j)
-        rows[j] = from[j] < 0 ? Vec::zero() : load_lanes<E>(cache + from[j] + i, lanes);
+        rows[j] = from[j] < 0 ? Vec::zero() : load_lanes<E>(cache + from[j] * head_dim + i, lanes);
       Vec::transpose(rows);
       for (int j = 0; j < lanes; ++j) Vec::store(to + (i + j) * kPanel, rows[j]);
     });
@@ -28,10 +39,11 @@ inline void pack_keys(const typename E::T* cache, const int64_t* offsets, int be
 
 // V: [panel of elements][kKeyBlock keys][kPanel elements], the keys [begin, end).
 template <class E>
-inline void pack_values(const typename E::T* cache, const int64_t* offsets, int begin, int end,
+inline void pack_values(const typename E::T* cache, const int64_t* places, int begin, int end,
                         int head_dim, float* out) {
   for (int key = begin; key < end; ++key) {
-    const typename E::T* from = cache + offsets[key];
+    prefetch_head(cache, places[key + kKeyBlock], head_dim);
+    const typename E::T* from = cache + places[key] * head_dim;
     for (int i = 0; i < head_dim; i += kPanel) {
       float* to = out + static_cast<int64_t>(i) * kKeyBlock + key * kPanel;
       for (int half = 0; half < kPanel; half += Vec::kLanes) {
@@ -81,8 +93,7 @@ inline void multiply_tile(const TileProduct& x, int row, int panel) {
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v)
-      Vec::store(c + r * x.c_stride + v * Vec::kLanes, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) Vec::store(c + r * x.c_stride + v * Vec::kLanes, sum[r][v]);
   }
 }
 

@@ -71,9 +71,8 @@ inline void rope_write_kv(const RopeWriteKvArgs& args) {
                               known ? args.sin + position * half : nullptr, half};
       float* q = args.q + t * args.num_heads * args.head_dim;
       for (int head = 0; head < args.num_heads; ++head, q += args.head_dim)
-        rotate_head(q, rotation, args.head_dim, [&](int i, Vec::F x, auto lanes) {
-          store_lanes<F32>(q + i, x, lanes);
-        });
+        rotate_head(q, rotation, args.head_dim,
+                    [&](int i, Vec::F x, auto lanes) { store_lanes<F32>(q + i, x, lanes); });
       const int64_t slot = args.slot_mapping[t];
       if (slot < 0 || slot >= args.num_slots) continue;
       for (int head = 0; head < args.num_kv_heads; ++head) {

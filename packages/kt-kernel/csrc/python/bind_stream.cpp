@@ -208,14 +208,14 @@ void rope_write_kv_op(StreamHandle& self, nb::handle q, nb::handle k, nb::handle
   args.max_positions = c.dim(0);
   self.submit([&](Stream& stream) { rope_write_kv(stream, args, tokens); },
               {query.reference(), key.reference(), value.reference(), c.reference(), s.reference(),
-               position.reference(), slot.reference(), kc.reference(), vc.reference(), reference_of(scales.k()),
-               reference_of(scales.v())});
+               position.reference(), slot.reference(), kc.reference(), vc.reference(),
+               reference_of(scales.k()), reference_of(scales.v())});
 }
 
 void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::handle v_cache,
                   const std::string& kv_dtype, nb::handle block_table, nb::handle seq_lens,
-                  nb::handle cu_seqlens_q, float scale, nb::handle out, int window, nb::handle sinks,
-                  nb::handle k_scales, nb::handle v_scales) {
+                  nb::handle cu_seqlens_q, float scale, nb::handle out, int window,
+                  nb::handle sinks, nb::handle k_scales, nb::handle v_scales) {
   const char* op = "attention";
   const KvDType dtype = kv_dtype_from_name(op, "kv_dtype", kv_dtype);
   const Array query(op, "q", q, Element::float32, {"num_tokens", "num_heads", "head_dim"});
@@ -239,8 +239,9 @@ void attention_op(StreamHandle& self, nb::handle q, nb::handle k_cache, nb::hand
   const Array o(op, "out", out, Element::float32, {tokens, heads, head_dim}, Access::write);
   KT_CHECK(op, int64_t{heads} * head_dim <= kMaxExtent, "num_heads * head_dim must be at most ",
            kMaxExtent, "; got ", heads, " heads of ", head_dim);
-  check_disjoint(op, o, {&query, &kc, &vc, scales.k(), scales.v(), sink ? &*sink : nullptr, &table,
-                         &lens, &starts});
+  check_disjoint(
+      op, o,
+      {&query, &kc, &vc, scales.k(), scales.v(), sink ? &*sink : nullptr, &table, &lens, &starts});
   AttentionArgs args{};
   args.q = query.read<float>();
   args.k_cache = kc.read();
