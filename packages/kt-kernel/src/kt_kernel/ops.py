@@ -11,6 +11,7 @@ from kt_kernel.arrays import KV_ELEMENTS, typed
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE, call_arguments
 from kt_kernel.router import Router
+from kt_kernel.scalars import int32
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Ops", "Stream")
