@@ -115,7 +115,8 @@ def _cases(pool: ThreadPool) -> Iterator[_Case]:
         yield _moe(weight_format, pool)
     yield from _rows()
     yield _rope()
-    yield _attention()
+    yield _attention(11)
+    yield _attention(1030)  # whose keys are split among the workers, and their sums merged
     yield _route()
 
 
@@ -213,14 +214,15 @@ def _rope() -> _Case:
     return _Case("rope_write_kv", "", _returning(expected.shape, run_op), expected)
 
 
-def _attention() -> _Case:
-    """One sequence of 11 tokens in pages of 4; the last 5 are queries, of 4 heads on 2."""
+def _attention(length: int) -> _Case:
+    """One sequence of tokens in pages of 4; the last 5 are queries, of 4 heads on 2."""
     rng = np.random.default_rng(4)
-    length, page_size = 11, 4
+    page_size = 4
     q = _normal(rng, _TOKENS, 4, _HEAD_DIM)
     k, v = (_normal(rng, length, 2, _HEAD_DIM) for _ in range(2))
-    pages = np.array([[2, 0, 1]], np.int32)
-    k_cache, v_cache = (np.zeros((3, page_size, 2, _HEAD_DIM), np.float32) for _ in range(2))
+    pages = rng.permutation(-(-length // page_size)).astype(np.int32)[None]
+    shape = (pages.size, page_size, 2, _HEAD_DIM)
+    k_cache, v_cache = (np.zeros(shape, np.float32) for _ in range(2))
     for i in range(length):
         k_cache[pages[0, i // page_size], i % page_size] = k[i]
         v_cache[pages[0, i // page_size], i % page_size] = v[i]
