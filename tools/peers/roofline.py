@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as a roofline plot: operations per second over operations per byte of weights, under what
+the machine can do. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from registry import OURS
+from report import Block, Limits
+
+# Distinct for colour-blind readers (Okabe and Ito, 2008); ours first.
+COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = "osD^vP"
+
+
+def draw(blocks: Sequence[Block], path: Path) -> None:
+    """One panel per block, all with the same axes, as PNG."""
+    columns = min(3, len(blocks))
+    rows = -(-len(blocks) // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for panel, block in zip(grid.flat, blocks, strict=False):
+        draw_block(panel, block)
+    for panel in grid.flat[len(blocks) :]:
+        panel.set_visible(False)
+    figure.savefig(path, dpi=144)
+
+
+def draw_block(panel: Axes, block: Block) -> None:
+    """Ceilings, and one line per peer whose points are its batches."""
+    ceilings(panel, block)
+    peers = list(dict.fromkeys((row.peer, row.method) for row in block.rows))
+    for number, peer in enumerate(peers):
+        rows = [row for row in block.rows if (row.peer, row.method) == peer]
+        panel.plot(
+            [row.intensity for row in rows],
+            [row.rate for row in rows],
+            color=COLORS[number % len(COLORS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=5,
+            linewidth=1.2,
+            label=" ".join(peer),
+        )
+        if peer[0] == OURS:
+            for row in rows:
+                panel.annotate(
+                    str(row.num_tokens),
+                    (row.intensity, row.rate),
+                    textcoords="offset points",
+                    xytext=(0, 7),
+                    ha="center",
+                    fontsize=8,
+                )
+    shape = block.shape
+    panel.set_title(f"{block.rows[0].format}, {shape.name} ({block.isa})", fontsize=10)
+    panel.set_xlabel("operations per byte of weights (numbers: tokens)")
+    panel.set_ylabel("GOP/s")
+    panel.legend(fontsize=8, loc="lower right")
+    panel.grid(which="both", linewidth=0.3, alpha=0.5)
+
+
+def ceilings(panel: Axes, block: Block) -> None:
+    """Bands between the limits before and after: memory as a slope, arithmetic flat."""
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    intensities = [row.intensity for row in block.rows]
+    x = np.geomspace(min(intensities) / 2, max(intensities) * 2, 200)
+    kinds = (("int8", "int8 maddubs+madd", "-"), ("fma", "float32 FMA", "--"))
+    for kind, name, style in kinds:
+
+        def roof(limits: Limits, kind: str = kind) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+            return np.minimum(limits.read * x, getattr(limits, kind))
+
+        before, after = roof(block.before), roof(block.after)
+        panel.fill_between(x, before, after, color="0.6", alpha=0.3, linewidth=0)
+        panel.plot(x, np.sqrt(before * after), style, color="0.3", linewidth=1)
+        panel.annotate(
+            name,
+            (x[-1], max(before[-1], after[-1])),
+            textcoords="offset points",
+            xytext=(-2, 3),
+            ha="right",
+            fontsize=8,
+            color="0.3",
+        )
