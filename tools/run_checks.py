@@ -28,9 +28,16 @@ def cpp_files() -> list[str]:
     kernel = ROOT / "packages" / "kt-kernel"
     return [
         str(p)
-        for d in ("include", "csrc")
-        for p in sorted((kernel / d).rglob("*"))
+        for d in (kernel / "include", kernel / "csrc", ROOT / "tools" / "peers")
+        for p in sorted(d.rglob("*"))
         if p.suffix in (".h", ".cpp")
+    ]
+
+
+def tool_files() -> list[str]:
+    """The repository's own scripts, for mypy."""
+    return [
+        str(p) for d in (ROOT / "tools", ROOT / "tools" / "peers") for p in sorted(d.glob("*.py"))
     ]
 
 
@@ -42,7 +49,7 @@ def checks() -> dict[str, list[str]]:
         "ruff format": [str(BIN / "ruff"), "format", "--check", "."],
         "clang-format": [str(BIN / "clang-format"), "--dry-run", "--Werror", *cpp_files()],
         "mypy": [str(BIN / "mypy"), *SOURCES, "tools/demo_model/src"],
-        "mypy tools": [str(BIN / "mypy"), *map(str, sorted((ROOT / "tools").glob("*.py")))],
+        "mypy tools": [str(BIN / "mypy"), *tool_files()],
         "import contracts": [str(BIN / "lint-imports")],
         "file sizes": [python, "tools/check_size.py"],
         "benchmark coverage": [python, "tools/check_bench_coverage.py"],

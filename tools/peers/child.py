@@ -106,6 +106,11 @@ class Child:
             raise PeerError(f"{name}: {error}") from error
         self._process.send_signal(signal.SIGSTOP)
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def load(
         self, shape: Shape, blocks: str, weights: Path, *, max_tokens: int, num_threads: int
     ) -> None:

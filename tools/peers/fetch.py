@@ -39,9 +39,11 @@ def fetch(requirement: str, directory: Path, *options: str) -> None:
     partial = downloads / "unpacked"
     step(f"unpack {archive.name}")
     if archive.suffix == ".whl":
-        zipfile.ZipFile(archive).extractall(partial)
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(partial)
     else:
-        tarfile.open(archive).extractall(partial, filter="data")
+        with tarfile.open(archive) as sources:
+            sources.extractall(partial, filter="data")
     archive.unlink()
     partial.rename(directory)
     downloads.rmdir()

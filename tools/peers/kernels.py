@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from child import Child, PeerError
+from contention import Contention
 from kt_kernel import ThreadPool, isa, machine, probe
 from registry import OURS, PEERS
 from report import COLUMNS, Block, Limits, Row, limits_line, line, title, write_json
@@ -36,6 +37,9 @@ class Contender:
 
     peer: str
     num_threads: int
+
+    def __str__(self) -> str:
+        return f"{self.peer}@{self.num_threads}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=cores, help="of a peer that has no number of its own")
     add("--isa", choices=("avx2", "native"), default="avx2", help="instructions of ours and ggml")
     add("--memory", type=float, default=2.0, help="GiB of weights per peer; fewer experts if need")
-    add("--out", type=Path, default=Path("."), help="directory of results.json and roofline.png")
+    add("--out", type=Path, default=Path(), help="directory of results.json and roofline.png")
     options = parser.parse_args(arguments)
     for name in options.formats:
         if name not in FORMATS:
@@ -130,9 +134,7 @@ def measure_all(options: argparse.Namespace) -> None:
             print(f"{shape.name} is not made of whole blocks of {weight_format.blocks}: left out")
             continue
         with tempfile.TemporaryDirectory(prefix="kt-peers-") as directory:
-            blocks.append(
-                measure(shape, weight_format, contenders, options, Path(directory))
-            )
+            blocks.append(measure(shape, weight_format, contenders, options, Path(directory)))
         write_json(blocks, options.out / "results.json")
         draw(blocks, options.out / "roofline.png")
 
@@ -164,9 +166,9 @@ def measure(
             peer = PEERS[contender.peer]
             method = peer.method(weight_format)
             if method is None:
-                print(f"{contender.peer} has no {weight_format.name}")
+                print(f"{contender} has no {weight_format.name}")
                 continue
-            child = Child(contender.peer, peer.command(weight_format, options.isa))
+            child = Child(str(contender), peer.command(weight_format, options.isa))
             stack.callback(child.close)
             child.load(
                 shape,
@@ -175,17 +177,19 @@ def measure(
                 max_tokens=max(options.batches),
                 num_threads=contender.num_threads,
             )
-            print(f"{contender.peer}: {child.description}", flush=True)
+            print(f"{contender}: {child.description}", flush=True)
             running.append(Running(contender, method, child))
         before = limits(options)
         print(f"{limits_line(before)}\n{COLUMNS}", flush=True)
         rows: list[Row] = []
         for num_tokens in options.batches:
             children = [one.child for one in running]
+            contention = Contention([child.pid for child in children])
             measured = alternate(
                 children, shape, weight_format, experts, num_tokens, options.rounds, directory
             )
-            batch = batch_rows(running, measured, weight_format, shape.operations(num_tokens))
+            operations = shape.operations(num_tokens)
+            batch = batch_rows(running, measured, weight_format, operations, contention.share())
             for row in batch:
                 print(line(row), flush=True)
             rows += batch
@@ -199,6 +203,7 @@ def batch_rows(
     measured: Sequence[Measurement],
     weight_format: Format,
     operations: int,
+    others: float,
 ) -> list[Row]:
     """One batch's rows; ours is the first."""
     return [
@@ -213,6 +218,7 @@ def batch_rows(
             operations,
             paired_ratio(one.seconds, measured[0].seconds),
             one.error,
+            others,
         )
         for this, one in zip(running, measured, strict=True)
     ]

@@ -32,6 +32,7 @@ class Row:
         weight_bytes: of the experts that a call touched, in this peer's storage; a mean.
         ratio: its time over ours, paired; ours is 1.
         error: relative RMS difference to numpy.
+        others: share of the machine that other processes took meanwhile, 0 to 1.
     """
 
     format: str
@@ -44,6 +45,12 @@ class Row:
     operations: int
     ratio: Ratio
     error: float
+    others: float
+
+    @property
+    def label(self) -> str:
+        """Who, for people."""
+        return f"{self.peer} {self.method}"
 
     @property
     def rate(self) -> float:
@@ -74,7 +81,7 @@ class Block:
 
 COLUMNS = (
     f"{'format':8s} {'tokens':>6s} {'peer':22s} {'thr':>3s} {'ms':>9s} {'GOP/s':>7s} {'GB/s':>6s}"
-    f" {'time / ours':>11s} {'quartiles':>13s} {'n':>3s} {'error':>8s}"
+    f" {'time / ours':>11s} {'quartiles':>13s} {'n':>3s} {'error':>8s} {'others':>6s}"
 )
 
 
@@ -82,10 +89,10 @@ def line(row: Row) -> str:
     """A row of the table under COLUMNS."""
     ratio = row.ratio
     return (
-        f"{row.format:8s} {row.num_tokens:6d} {row.peer + ' ' + row.method:22.22s} "
+        f"{row.format:8s} {row.num_tokens:6d} {row.label:22.22s} "
         f"{row.num_threads:3d} {median(row.seconds) * 1e3:9.3f} {row.rate:7.1f} "
         f"{row.bandwidth:6.2f} {ratio.median:11.2f} {ratio.low:6.2f}-{ratio.high:<6.2f} "
-        f"{ratio.rounds:3d} {row.error:8.1e}"
+        f"{ratio.rounds:3d} {row.error:8.1e} {row.others:6.0%}"
     )
 
 

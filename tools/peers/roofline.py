@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from registry import OURS
-from report import Block, Limits
+from report import Block, Limits, Row
 
 # Distinct for colour-blind readers (Okabe and Ito, 2008); ours first.
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vP"
+
+Array = np.ndarray[Any, Any]
 
 
 def draw(blocks: Sequence[Block], path: Path) -> None:
@@ -36,9 +39,11 @@ def draw(blocks: Sequence[Block], path: Path) -> None:
 def draw_block(panel: Axes, block: Block) -> None:
     """Ceilings, and one line per peer whose points are its batches."""
     ceilings(panel, block)
-    peers = list(dict.fromkeys((row.peer, row.method) for row in block.rows))
-    for number, peer in enumerate(peers):
-        rows = [row for row in block.rows if (row.peer, row.method) == peer]
+    lines: dict[str, list[Row]] = {}
+    for row in block.rows:
+        plural = "s" if row.num_threads > 1 else ""
+        lines.setdefault(f"{row.label}, {row.num_threads} thread{plural}", []).append(row)
+    for number, (label, rows) in enumerate(lines.items()):
         panel.plot(
             [row.intensity for row in rows],
             [row.rate for row in rows],
@@ -46,9 +51,9 @@ def draw_block(panel: Axes, block: Block) -> None:
             marker=MARKERS[number % len(MARKERS)],
             markersize=5,
             linewidth=1.2,
-            label=" ".join(peer),
+            label=label,
         )
-        if peer[0] == OURS:
+        if rows[0].peer == OURS:
             for row in rows:
                 panel.annotate(
                     str(row.num_tokens),
@@ -62,7 +67,7 @@ def draw_block(panel: Axes, block: Block) -> None:
     panel.set_title(f"{block.rows[0].format}, {shape.name} ({block.isa})", fontsize=10)
     panel.set_xlabel("operations per byte of weights (numbers: tokens)")
     panel.set_ylabel("GOP/s")
-    panel.legend(fontsize=8, loc="lower right")
+    panel.legend(fontsize=8, loc="upper left")
     panel.grid(which="both", linewidth=0.3, alpha=0.5)
 
 
@@ -71,22 +76,30 @@ def ceilings(panel: Axes, block: Block) -> None:
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     intensities = [row.intensity for row in block.rows]
-    x = np.geomspace(min(intensities) / 2, max(intensities) * 2, 200)
-    kinds = (("int8", "int8 maddubs+madd", "-"), ("fma", "float32 FMA", "--"))
-    for kind, name, style in kinds:
+    ridges = [limits.int8 / limits.read for limits in (block.before, block.after)]
+    x = np.geomspace(min(intensities) / 2, max(*intensities, *ridges) * 2, 200)
+    kinds = (
+        ("int8", "int8 maddubs+madd", "-", "bottom"),
+        ("fma", "float32 FMA", "--", "top"),
+    )
+    for kind, name, style, side in kinds:
 
-        def roof(limits: Limits, kind: str = kind) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-            return np.minimum(limits.read * x, getattr(limits, kind))
+        def roof(limits: Limits, kind: str = kind) -> Array:
+            roof: Array = np.minimum(limits.read * x, getattr(limits, kind))
+            return roof
 
         before, after = roof(block.before), roof(block.after)
+        middle = np.sqrt(before * after)
         panel.fill_between(x, before, after, color="0.6", alpha=0.3, linewidth=0)
-        panel.plot(x, np.sqrt(before * after), style, color="0.3", linewidth=1)
+        panel.plot(x, middle, style, color="0.3", linewidth=1)
+        # Above the upper roof, below the lower one: the two may be close.
         panel.annotate(
             name,
-            (x[-1], max(before[-1], after[-1])),
+            (x[-1], middle[-1]),
             textcoords="offset points",
-            xytext=(-2, 3),
+            xytext=(-2, 2 if side == "bottom" else -2),
             ha="right",
+            va=side,
             fontsize=8,
             color="0.3",
         )

@@ -49,9 +49,9 @@ class Engine(Protocol):
 
 
 def serve(engine: Engine) -> None:
-    """Answer until the input ends. Whatever the peer prints goes to stderr."""
+    """Answer until the input ends. What the peer itself prints to stdout is dropped."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for line in sys.stdin:
         try:
             answers.write(answer(engine, line.split()) + "\n")

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from kt_kernel import Experts, MoE, ThreadPool, isa
+from kt_kernel.experts import Projection
 from serve import Load, serve
 from shapes import FORMATS
 from weights import dequantize, split_mxfp4
 
 Array = np.ndarray[Any, Any]
-PROJECTIONS = ("gate", "up", "down")
+PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
 
 
 class KtKernel:
@@ -39,7 +40,9 @@ class KtKernel:
                 shape.num_experts,
                 shape.hidden_size,
                 shape.intermediate_size,
-                **dict.fromkeys(PROJECTIONS, self.format.name),
+                gate=self.format.name,
+                up=self.format.name,
+                down=self.format.name,
             )
 
             def put(number: int, experts: Experts = experts) -> None:
@@ -54,7 +57,7 @@ class KtKernel:
         size = self.layers[0].experts.nbytes // shape.num_experts
         return size, f"{self.format.name} on {isa.active()}"
 
-    def arguments(self, blocks: Array) -> dict[str, Array]:
+    def arguments(self, blocks: Array) -> dict[str, Any]:
         """What `put` takes."""
         if not self.format.packed:
             return {"weight": dequantize(blocks, self.format.blocks)}

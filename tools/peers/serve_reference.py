@@ -47,6 +47,7 @@ class Reference:
         """As the method's own loader configures it (m_block, group_min_len: its constants)."""
         self.layers, self.kept = [], []
         self.cpu = self.ext.CPUInfer(load.num_threads)
+        size = 0
         for _ in range(load.shape.num_layers):
             config = self.config(load)
             size = self.point(config, load)

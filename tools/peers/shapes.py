@@ -112,4 +112,3 @@ def sized(shape: Shape, weight_format: Format, max_bytes: int, cache_bytes: int)
     num_experts = min(shape.num_experts, max(affordable, 2 * shape.top_k))
     num_layers = math.ceil(CACHES * cache_bytes / (num_experts * expert_bytes))
     return replace(shape, num_experts=num_experts, num_layers=num_layers)
-

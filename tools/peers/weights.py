@@ -115,7 +115,8 @@ def pair_nibbles(halves: Array) -> Array:
     groups * 16) that hold 2 i and 2 i + 1.
     """
     codes = np.concatenate([halves & 15, halves >> 4], -1)
-    return (codes[..., 0::2] | codes[..., 1::2] << 4).reshape(len(halves), -1)
+    pairs: Array = codes[..., 0::2] | codes[..., 1::2] << 4
+    return pairs.reshape(len(halves), -1)
 
 
 def projections(shape: Shape) -> tuple[tuple[int, int], ...]:
