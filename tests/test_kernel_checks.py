@@ -60,6 +60,21 @@ def test_a_leaked_instruction_is_found(tmp_path: Path, leak: str | None, found: 
         assert "owned" not in result.stderr
 
 
+def test_bindings_release_the_gil_the_safe_way() -> None:
+    """With nanobind's guard a daemon thread aborts the process at the interpreter's end (gil.h)."""
+    bindings = (ROOT / "packages" / "kt-kernel" / "csrc" / "python").glob("*.cpp")
+    assert not [path.name for path in bindings if "gil_scoped_release" in path.read_text()]
+
+
+@pytest.mark.slow
+def test_the_thread_pool_has_no_race() -> None:
+    """Also shows that the instrumented builds of `make test-sanitize` configure, build and run, and
+    that a planted race is reported."""
+    result = run("run_sanitize", "--pool")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "sanitizers: nothing found" in result.stdout
+
+
 def test_every_op_has_a_benchmark() -> None:
     result = run("check_bench_coverage")
     assert result.returncode == 0, result.stderr

@@ -26,9 +26,10 @@ SOURCES = (
 def cpp_files() -> list[str]:
     """The C++ sources, for clang-format."""
     kernel = ROOT / "packages" / "kt-kernel"
+    directories = [kernel / name for name in ("include", "csrc", "tests/native")]
     return [
         str(p)
-        for d in (kernel / "include", kernel / "csrc", ROOT / "tools" / "peers")
+        for d in (*directories, ROOT / "tools" / "peers")
         for p in sorted(d.rglob("*"))
         if p.suffix in (".h", ".cpp")
     ]

@@ -7,17 +7,51 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kt_kernel import Linear, Stream, ThreadPool
+from kt_kernel import Linear, Stream, ThreadPool, _core
 
 
 def add_once(pool: ThreadPool) -> np.ndarray:
     x, out = np.ones((4, 40000), np.float32), np.empty((4, 40000), np.float32)
     Stream(pool).add(x, x, out)
     return out
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "KT_THREADS"}  # noqa: TID251  # a child's
+    command = [sys.executable, "-c", PREAMBLE + code]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+PREAMBLE = """
+import os, sys, threading, time
+import numpy as np
+from kt_kernel import Experts, Graph, Linear, MoE, Stream, ThreadPool
+
+def add_once(pool):
+    x, out = np.ones((4, 40000), np.float32), np.empty((4, 40000), np.float32)
+    Stream(pool).add(x, x, out)
+    return bool((out == 2).all())
+
+"""
+
+
+def worker_ids() -> set[str]:
+    """The threads of all pools of this process."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {task.name for task in tasks if (task / "comm").read_text().startswith("kt-worker-")}
+
+
+def cpus_of(worker: str) -> str:
+    """The CPUs a thread may use, as Linux lists them: "0-3,8"."""
+    status = Path(f"/proc/self/task/{worker}/status").read_text()
+    return next(line for line in status.splitlines() if "Cpus_allowed_list" in line).split()[1]
 
 
 def test_size_is_the_one_asked_for():
@@ -33,14 +67,22 @@ def test_default_size_is_what_the_process_may_use(monkeypatch):
 def test_default_size_follows_the_affinity():
     """An affinity mask of one core leaves one thread, whatever the machine has."""
     code = (
-        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from kt_kernel import ThreadPool; print(ThreadPool().num_threads)"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(ThreadPool().num_threads)"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "KT_THREADS"}  # noqa: TID251  # a child's
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "1"
+    assert run_python(code).stdout.strip() == "1"
+
+
+def test_a_pool_whose_affinity_shrinks_goes_on():
+    """As `taskset -a` does it to a running process: all threads at once, to one CPU."""
+    code = """
+pool = ThreadPool(2)
+assert add_once(pool)
+for thread in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
+assert all(add_once(pool) for _ in range(100))
+print(ThreadPool().num_threads)
+"""
+    assert run_python(code).stdout.strip() == "1"
 
 
 def test_environment_sets_the_default_and_an_argument_wins(monkeypatch):
@@ -58,10 +100,38 @@ def test_bad_environment_is_a_clear_error(monkeypatch, text):
 
 def test_cores_pin_and_set_the_size_whatever_the_environment_says(monkeypatch):
     monkeypatch.setenv("KT_THREADS", "3")
-    core = min(os.sched_getaffinity(0))
+    core, others = max(os.sched_getaffinity(0)), worker_ids()
     pool = ThreadPool(cores=[core])
     assert pool.num_threads == 1
+    assert [cpus_of(worker) for worker in worker_ids() - others] == [str(core)]
     assert (add_once(pool) == 2).all()
+
+
+def test_threads_are_left_to_the_system_by_default():
+    others = worker_ids()
+    pool = ThreadPool(2)
+    everywhere = cpus_of(str(threading.get_native_id()))
+    assert [cpus_of(worker) for worker in worker_ids() - others] == [everywhere] * pool.num_threads
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs to call nodes")
+def test_on_several_memory_nodes_threads_keep_to_theirs(tmp_path):
+    nodes = tmp_path / "sys/devices/system/node"
+    first, *_, last = _core.allowed_cpus()
+    for node, cpus in ((0, first), (1, last)):
+        (nodes / f"node{node}").mkdir(parents=True)
+        (nodes / f"node{node}" / "cpulist").write_text(f"{cpus}\n")
+    (nodes / "online").write_text("0-1\n")
+    one, others = _core.ThreadPool(1, root=str(tmp_path)), worker_ids()  # one node is enough
+    assert cpus_of(max(others, key=int)) == cpus_of(str(threading.get_native_id()))
+    pool = _core.ThreadPool(len(_core.allowed_cpus()), root=str(tmp_path))
+    bound = {cpus_of(worker) for worker in worker_ids() - others}
+    assert {str(last)} <= bound
+    assert not {cpus_of(str(threading.get_native_id()))} & bound
+    x, out = np.ones((40, 4000), np.float32), np.empty((40, 4000), np.float32)
+    for each in (one, pool):
+        _core.Stream(each).add(x, x, out)
+        assert (out == 2).all()
 
 
 @pytest.mark.parametrize("arguments", [{"num_threads": 0}, {"num_threads": -1}, {"cores": [10**6]}])
@@ -118,27 +188,24 @@ def test_idle_pools_end_quietly():
 
 
 def test_idle_threads_sleep():
-    pool = ThreadPool(2)
-    add_once(pool)
-    time.sleep(0.05)  # the short spin after the last job
-    before = time.process_time()
-    time.sleep(0.3)
-    assert time.process_time() - before < 0.1
+    """After a burst of work, all pools of this process together use less than 1 % of a CPU."""
+    pool = ThreadPool()
+    for _ in range(50):
+        add_once(pool)
+    time.sleep(0.02)  # the short spin after the last job
+    before, started = time.process_time(), time.perf_counter()
+    time.sleep(1)
+    assert time.process_time() - before < 0.01 * (time.perf_counter() - started)
+
+
+def test_more_threads_than_cores():
+    pool = ThreadPool(4 * len(os.sched_getaffinity(0)))
+    assert all((add_once(pool) == 2).all() for _ in range(50))
 
 
 def test_a_forked_child_is_told_to_make_its_own_pool():
-    code = """
-import os, sys
-import numpy as np
-from kt_kernel import Stream, ThreadPool
-
+    result = run_python("""
 pool = ThreadPool(2)
-
-def add_once(pool):
-    x, out = np.ones((4, 40000), np.float32), np.empty((4, 40000), np.float32)
-    Stream(pool).add(x, x, out)
-    return bool((out == 2).all())
-
 assert add_once(pool)
 child = os.fork()
 if child == 0:
@@ -153,8 +220,77 @@ if child == 0:
 status = os.waitpid(child, 0)[1]
 assert add_once(pool)
 sys.exit(os.waitstatus_to_exitcode(status))
-"""
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_child_forked_amid_work_is_told_too():
+    """Other threads may hold any lock at the moment of the fork: the child must not wait for it."""
+    result = run_python("""
+pool = ThreadPool(1)
+rng = np.random.default_rng(0)
+gate, up, down = (rng.standard_normal((1, 512, 512), np.float32) for _ in range(3))
+experts = Experts.pack(gate, up, down, format="float32", pool=pool)
+moe = MoE(experts, top_k=1, max_tokens=512, pool=pool)
+x, out = np.ones((512, 512), np.float32), np.empty((512, 512), np.float32)
+ids, weights = np.zeros((512, 1), np.int32), np.ones((512, 1), np.float32)
+graph = Graph(pool)
+graph.moe(moe, x, ids, weights, np.empty_like(x))
+
+def keep_busy(work):
+    def loop():
+        while True:
+            work()
+    threading.Thread(target=loop, daemon=True).start()
+
+keep_busy(graph.replay)
+keep_busy(lambda: moe.submit(x, ids, weights, out))  # blocks: two calls are in flight already
+ticket = moe.submit(x, ids, weights, np.empty_like(x))
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    told = []
+    for call in (
+        graph.replay,
+        lambda: moe.submit(x, ids, weights, out),
+        ticket.wait,
+        ticket.done,
+        lambda: moe.forward(x, ids, weights, out),
+        lambda: Stream(pool).add(x, x, out),
+        lambda: graph.add(x, x, out),
+    ):
+        try:
+            call()
+            told.append("nothing")
+        except RuntimeError as error:
+            told.append(str(error))
+    ticket = None
+    os.write(1, "\\n".join(told).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+""")
+    told = result.stdout.splitlines()
+    assert len(told) == 7, result.stderr
+    assert all("do not survive fork" in line for line in told), told
+
+
+@pytest.mark.parametrize("work", ["add_once(pool)", "stream.linear(x, linear, out)"])
+def test_the_interpreter_may_end_while_daemon_threads_compute(work):
+    """They never come back to Python; the process must end all the same, and quietly."""
+    result = run_python(f"""
+pool = ThreadPool(2)
+stream, linear = Stream(pool), Linear.pack(np.ones((512, 512), np.float32), format="float32")
+x, out = np.ones((64, 512), np.float32), np.empty((64, 512), np.float32)
+
+def loop():
+    while True:
+        {work}
+
+for _ in range(3):
+    threading.Thread(target=loop, daemon=True).start()
+time.sleep(0.1)
+""")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_computing_releases_the_gil(rng):

@@ -28,7 +28,9 @@ std::string locate(size_t index, const Op& op, const std::exception& error) {
 
 void Stream::submit(Op op) { pool_->run(std::move(op.run)); }
 
+// In a forked child busy_ may be locked for ever: the pool is asked first.
 void Graph::submit(Op op) {
+  pool_->require_owner(op.name.c_str());
   const std::unique_lock busy(busy_, std::try_to_lock);
   KT_CHECK(op.name.c_str(), busy.owns_lock(),
            "a graph records before or after a replay; got one "
@@ -37,6 +39,7 @@ void Graph::submit(Op op) {
 }
 
 void Graph::replay() {
+  pool_->require_owner("graph.replay");
   const std::unique_lock busy(busy_, std::try_to_lock);
   KT_CHECK("graph.replay", busy.owns_lock(),
            "one replay of a graph runs at a time; got a second one");

@@ -48,6 +48,7 @@ std::vector<nb::ndarray<nb::ro>> MoeArrays::references() const {
 }
 
 void Flight::finish() {
+  pool_.require_owner("moe.wait");  // or once_ taken
   std::call_once(once_, [this] {
     try {
       pool_.wait(ticket_);
@@ -67,6 +68,7 @@ MoeHandle::MoeHandle(std::shared_ptr<Experts> experts, int top_k, int max_tokens
     : pool_(std::move(pool)), moe_(std::move(experts), top_k, max_tokens, *pool_) {}
 
 std::shared_ptr<Flight> MoeHandle::submit(const MoeCall& call) {
+  pool_->require_owner("moe.submit");  // a fork may have left mutex_ locked in the child
   const std::lock_guard lock(mutex_);
   while (in_flight_.size() >= 2) {
     in_flight_.front()->finish();
@@ -88,14 +90,17 @@ class Ticket {
   Ticket(Ticket&&) = default;
   ~Ticket() {
     if (!flight_ || !moe_) return;  // moved from, or waited for
-    const nb::gil_scoped_release release;
-    flight_->finish();  // an error has nobody left to go to
+    const ReleasedGil released;
+    try {
+      flight_->finish();
+    } catch (const std::runtime_error&) {  // forked: nothing to wait for
+    }
   }
 
   bool done() const { return flight_->done(); }
   void wait() {
     {
-      const nb::gil_scoped_release release;
+      const ReleasedGil released;
       flight_->finish();
     }
     arrays_.clear();
@@ -114,7 +119,7 @@ void forward(MoeHandle& self, nb::handle hidden, const std::string& hidden_dtype
              const std::string& out_dtype, bool accumulate) {
   const MoeArrays arrays("moe.forward", self.moe(), hidden, hidden_dtype, topk_ids, topk_weights,
                          out, out_dtype, accumulate);
-  const nb::gil_scoped_release release;
+  const ReleasedGil released;
   self.pool().run(moe_op(self.moe(), arrays.call(), nullptr).run);
 }
 
@@ -125,7 +130,7 @@ Ticket submit(std::shared_ptr<MoeHandle> self, nb::handle hidden, const std::str
                          out, out_dtype, accumulate);
   std::shared_ptr<Flight> flight;
   {
-    const nb::gil_scoped_release release;
+    const ReleasedGil released;
     flight = self->submit(arrays.call());
   }
   return Ticket(std::move(flight), std::move(self), arrays.references());
@@ -135,7 +140,7 @@ void set_resident(MoeHandle& self, nb::handle mask) {
   const int num_experts = self.moe().experts().num_experts();
   const Array array("moe.set_resident", "mask", mask, Element::uint8, {num_experts});
   std::vector<uint8_t> bytes(array.read<uint8_t>(), array.read<uint8_t>() + num_experts);
-  const nb::gil_scoped_release release;
+  const ReleasedGil released;
   self.moe().set_resident(std::move(bytes));
 }
 

@@ -29,7 +29,7 @@ class ReadHandle {
 }  // namespace
 
 void bind_probe(nb::module_& m) {
-  using released = nb::call_guard<nb::gil_scoped_release>;
+  using released = nb::call_guard<ReleasedGil>;
   nb::class_<ReadHandle>(m, "ReadProbe")
       .def(nb::init<std::shared_ptr<ThreadPool>, size_t>(), "pool"_a, "nbytes"_a, released())
       .def("seconds", &ReadHandle::seconds, "threads"_a, released(),

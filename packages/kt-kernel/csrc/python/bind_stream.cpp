@@ -39,7 +39,7 @@ class StreamHandle {
       build(*stream_);
       return;
     }
-    const nb::gil_scoped_release release;
+    const ReleasedGil released;
     build(*stream_);
   }
   ThreadPool& pool() const { return *pool_; }
@@ -64,7 +64,7 @@ class GraphHandle : public StreamHandle {
                         : std::optional<Array>(std::in_place, "graph", "num_rows", num_rows,
                                                Element::int32, std::initializer_list<Axis>{1})) {}
   void replay() {
-    const nb::gil_scoped_release release;
+    const ReleasedGil released;
     graph().replay();
   }
   size_t size() { return graph().size(); }

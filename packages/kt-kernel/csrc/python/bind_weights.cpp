@@ -34,7 +34,7 @@ void construct_linear(Linear* self, nb::handle weight, const std::string& dtype_
   std::optional<Array> b;
   if (!bias.is_none())
     b.emplace(op, "bias", bias, Element::float32, std::initializer_list<Axis>{w.dim(0)});
-  const nb::gil_scoped_release release;
+  const ReleasedGil released;
   new (self) Linear(w.read(), dtype, w.dim(0), w.dim(1), format, group_size,
                     b ? b->read<float>() : nullptr, pool.get());
 }
@@ -48,7 +48,7 @@ void put(Experts& self, int expert, const std::string& projection_name, nb::hand
   const Array w(op, "weight", weight, element_of(dtype),
                 {down ? self.hidden_size() : self.intermediate_size(),
                  down ? self.intermediate_size() : self.hidden_size()});
-  const nb::gil_scoped_release release;
+  const ReleasedGil released;
   self.put(expert, projection, w.read(), dtype, w.dim(0), w.dim(1));
 }
 

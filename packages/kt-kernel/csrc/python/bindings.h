@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "gil.h"
 #include "kt/moe.h"
 #include "kt/thread_pool.h"
 
@@ -67,7 +68,7 @@ class Flight {
  public:
   Flight(ThreadPool& pool, uint64_t ticket) : pool_(pool), ticket_(ticket) {}
   bool done() const { return finished_ || pool_.done(ticket_); }
-  void finish();         // blocks until the call has run
+  void finish();         // blocks until the call has run; throws only in a forked child
   void rethrow() const;  // its error, if it had one; after finish()
 
  private:

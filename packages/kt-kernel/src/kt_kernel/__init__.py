@@ -12,7 +12,7 @@ from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE, Ticket
 from kt_kernel.ops import Stream
 from kt_kernel.router import Router
-from kt_kernel.thread_pool import ThreadPool
+from kt_kernel.thread_pool import ThreadPool, usable_cores
 
 __all__ = (
     "Activation",
@@ -27,4 +27,5 @@ __all__ = (
     "formats",
     "isa",
     "probe",
+    "usable_cores",
 )

@@ -48,8 +48,16 @@ class Router:
         jitter_eps: float,
     ) -> None: ...
 
+def allowed_cpus() -> list[int]:
+    """CPU ids this thread may use, ascending."""
+
+def usable_cores(allowed: Sequence[int], root: str = "") -> list[int]:
+    """One CPU id of each physical core that affinity and quota leave to a pool."""
+
 class ThreadPool:
-    def __init__(self, num_threads: int = 0, cores: Sequence[int] = []) -> None: ...
+    def __init__(self, num_threads: int = 0, cores: Sequence[int] = [], root: str = "") -> None:
+        """root: what stands before /proc and /sys."""
+
     @property
     def num_threads(self) -> int: ...
     def op_counts(self) -> dict[str, int]:

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from kt_kernel import _core
 from kt_kernel.scalars import int32
 
-__all__ = ("ThreadPool",)
+__all__ = ("ThreadPool", "usable_cores")
+
+
+def usable_cores() -> tuple[int, ...]:
+    """CPU ids to pin a pool to: one of each physical core that this process may use.
+
+    As many as a pool has threads by default: what CPU affinity (of the calling thread) and the
+    cgroup quota (v1 or v2) leave, in the order of memory nodes and spread over them. With
+    `ThreadPool(cores=usable_cores())` every thread has a core of its own: right for a process that
+    has the machine to itself. Where it shares the cores, unpinned threads step around the others.
+    """
+    return tuple(_core.usable_cores(_core.allowed_cpus()))
 
 
 def _threads_from_environment() -> int:
@@ -26,7 +37,11 @@ class ThreadPool:
     Args:
         num_threads: how many; None means one per core in `cores`, else KT_THREADS if set, else the
             physical cores that CPU affinity and the cgroup quota leave to this process.
-        cores: CPU ids to pin the threads to; None pins nothing.
+        cores: CPU ids to pin the threads to, one each (see `usable_cores`). None leaves them to the
+            system: anywhere in the affinity mask, with several memory nodes within one node each.
+
+    On several memory nodes a pool splits the columns of an op, hence of the weights that it packed,
+    among the nodes, so that threads read near memory; a node that is done helps the others.
 
     Thread-safe: jobs of several callers queue and finish in order. Results never depend on the
     number of threads. A forked child must make its own pool: using its parent's is a RuntimeError.
