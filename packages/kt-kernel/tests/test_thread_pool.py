@@ -251,10 +251,10 @@ child = os.fork()
 if child == 0:
     told = []
     for call in (
-        graph.replay,
-        lambda: moe.submit(x, ids, weights, out),
         ticket.wait,
         ticket.done,
+        graph.replay,
+        lambda: moe.submit(x, ids, weights, out),
         lambda: moe.forward(x, ids, weights, out),
         lambda: Stream(pool).add(x, x, out),
         lambda: graph.add(x, x, out),
@@ -271,7 +271,8 @@ os.waitpid(child, 0)
 """)
     told = result.stdout.splitlines()
     assert len(told) == 7, result.stderr
-    assert all("do not survive fork" in line for line in told), told
+    told = [line for line in told if "do not survive fork" not in line]
+    assert told in ([], ["nothing"] * 2)  # the ticket's call may have finished before the fork
 
 
 @pytest.mark.parametrize("work", ["add_once(pool)", "stream.linear(x, linear, out)"])

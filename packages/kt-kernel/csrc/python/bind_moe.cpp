@@ -48,6 +48,7 @@ std::vector<nb::ndarray<nb::ro>> MoeArrays::references() const {
 }
 
 void Flight::finish() {
+  if (finished_) return;
   pool_.require_owner("moe.wait");  // or once_ taken
   std::call_once(once_, [this] {
     try {
