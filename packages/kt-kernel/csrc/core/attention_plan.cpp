@@ -190,9 +190,9 @@ AttentionArgs AttentionPlan::unit(int64_t index, int worker) const {
   const Part& part = *(after - 1);
   const int64_t within = index - part.first_unit;
   if (part.partials < 0) return args_of(part, within, worker);
-  const int64_t splits = part.end_split - part.first_split;
-  AttentionArgs args = args_of(part, within / splits, worker);
-  const int64_t split = within % splits;
+  // KV heads inside: their keys lie side by side, so that a worker reads memory nearly in order.
+  AttentionArgs args = args_of(part, within % args_.num_kv_heads, worker);
+  const int64_t split = within / args_.num_kv_heads;
   args.partials += split * split_floats(part);
   args.first_split += static_cast<int>(split);
   args.end_split = args.first_split + 1;
