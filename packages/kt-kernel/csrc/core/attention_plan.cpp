@@ -29,8 +29,8 @@ int64_t whole_lines(int64_t floats) { return ceil_div(floats, kLineFloats) * kLi
 std::array<int64_t, 7> work_parts(const AttentionArgs& args, int64_t heads) {
   const int64_t sums = attention_sums_floats(heads, args.head_pad());
   return {whole_lines(heads * args.head_dim),
-          whole_lines(int64_t{kKeyBlock} * args.head_dim),
-          whole_lines(int64_t{kKeyBlock} * args.head_pad()),
+          whole_lines(int64_t{kKeyBlock} * (args.head_dim + 1)),
+          whole_lines(int64_t{kKeyBlock + 1} * args.head_pad()),
           whole_lines(heads * kKeyBlock),
           whole_lines(heads),
           whole_lines(sums),

@@ -23,8 +23,8 @@ inline KeyRange visible_keys(const AttentionArgs& args, int64_t position, int64_
 }
 
 // Where the keys of a split lie in the cache: slot * num_kv_heads + kv_head, or -1 for keys that no
-// row of the tile sees. One block more, for looking ahead.
-using KeyPlaces = int64_t[kSplitKeys + kKeyBlock];
+// row of the tile sees. A few more for looking ahead.
+using KeyPlaces = int64_t[kSplitKeys + kAhead];
 
 // False if a page lies outside the cache.
 inline bool locate_keys(const AttentionArgs& args, int64_t first, KeyRange keys,
@@ -113,9 +113,9 @@ inline void attend_block(const AttentionArgs& args, int64_t first, const int64_t
                work.k);
   pack_values<E>(static_cast<const T*>(args.v_cache), places, keys.begin, keys.end, head_dim,
                  work.v);
-  multiply({work.q, head_dim, work.k, static_cast<int64_t>(head_dim) * kPanel, head_dim, nullptr,
-            work.scores, kKeyBlock},
-           args.heads(), first_panel, end_panel);
+  multiply(
+      {work.q, head_dim, work.k, key_stride(head_dim), head_dim, nullptr, work.scores, kKeyBlock},
+      args.heads(), first_panel, end_panel);
   for (int row = 0; row < args.tile.rows;) {
     // Rows that see the same keys of the block go together: no weight meets a value that its query
     // does not see, which may be NaN.
@@ -131,8 +131,8 @@ inline void attend_block(const AttentionArgs& args, int64_t first, const int64_t
       work.factors[h] = absorb_scores<kHasScale<E>>(work.scores + h * kKeyBlock, seen, k_scales,
                                                     v_scales, sums.top + h, sums.sum + h);
     multiply({work.scores + head * kKeyBlock + seen.begin, kKeyBlock, work.v + seen.begin * kPanel,
-              static_cast<int64_t>(kKeyBlock) * kPanel, seen.end - seen.begin, work.factors + head,
-              sums.acc + head * head_pad, head_pad},
+              kValueStride, seen.end - seen.begin, work.factors + head, sums.acc + head * head_pad,
+              head_pad},
              heads, 0, (head_dim + kPanel - 1) / kPanel);
   }
 }

@@ -7,8 +7,14 @@
 constexpr int kPanel = 2 * Vec::kLanes;
 static_assert(kHeadPad % kPanel == 0 && kKeyBlock % kPanel == 0);
 
+// From panel to panel of K and V, in floats. One row more than there is: a power of two would put
+// the same row of all panels into one set of the first-level cache.
+inline int64_t key_stride(int head_dim) { return static_cast<int64_t>(head_dim + 1) * kPanel; }
+constexpr int64_t kValueStride = (kKeyBlock + 1) * kPanel;
+
 // Asks for the head at `place` (< 0: none): keys lie num_kv_heads heads apart and pages anywhere,
-// which no hardware prefetcher follows.
+// which no hardware prefetcher follows. kAhead keys are packed in about the latency of memory.
+constexpr int kAhead = 8;
 template <class T>
 inline void prefetch_head(const T* cache, int64_t place, int head_dim) {
   if (place < 0) return;
@@ -18,15 +24,14 @@ inline void prefetch_head(const T* cache, int64_t place, int head_dim) {
 }
 
 // K: [panel of keys][head_dim][kPanel keys], so that a vector holds one element of kLanes keys.
-// Packs the panels [begin, end) of the keys whose heads lie at `places`, zeros for none (< 0), and
-// asks for the next block's.
+// Packs the panels [begin, end) of the keys whose heads lie at `places`, zeros for none (< 0).
 template <class E>
 inline void pack_keys(const typename E::T* cache, const int64_t* places, int begin, int end,
                       int head_dim, float* out) {
   for (int key = begin * kPanel; key < end * kPanel; key += Vec::kLanes) {
     const int64_t* from = places + key;
-    for (int j = 0; j < Vec::kLanes; ++j) prefetch_head(cache, from[j + kKeyBlock], head_dim);
-    float* to = out + static_cast<int64_t>(key / kPanel) * head_dim * kPanel + key % kPanel;
+    for (int j = 0; j < Vec::kLanes; ++j) prefetch_head(cache, from[j + kAhead], head_dim);
+    float* to = out + key / kPanel * key_stride(head_dim) + key % kPanel;
     for_each_vector(head_dim, [&](int i, auto lanes) {
       Vec::F rows[Vec::kLanes];
       for (int j = 0; j < Vec::kLanes; ++j)
@@ -42,10 +47,10 @@ template <class E>
 inline void pack_values(const typename E::T* cache, const int64_t* places, int begin, int end,
                         int head_dim, float* out) {
   for (int key = begin; key < end; ++key) {
-    prefetch_head(cache, places[key + kKeyBlock], head_dim);
+    prefetch_head(cache, places[key + kAhead], head_dim);
     const typename E::T* from = cache + places[key] * head_dim;
     for (int i = 0; i < head_dim; i += kPanel) {
-      float* to = out + static_cast<int64_t>(i) * kKeyBlock + key * kPanel;
+      float* to = out + i / kPanel * kValueStride + key * kPanel;
       for (int half = 0; half < kPanel; half += Vec::kLanes) {
         const int left = head_dim - i - half;
         Vec::store(to + half, left >= Vec::kLanes ? E::load(from + i + half)

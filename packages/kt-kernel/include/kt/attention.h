@@ -45,8 +45,8 @@ constexpr AttentionSums attention_sums(float* at, int64_t heads, int head_pad) {
 // One worker's memory for a tile.
 struct AttentionWork {
   float* q;        // [heads][head_dim], scaled
-  float* k;        // a block of keys, packed: [panel][head_dim][keys of a panel]
-  float* v;        // a block of values, packed: [panel][kKeyBlock][elements of a panel]
+  float* k;        // a block of keys, packed: [panel][head_dim + 1][keys of a panel]
+  float* v;        // a block of values, packed: [panel][kKeyBlock + 1][elements of a panel]
   float* scores;   // [heads][kKeyBlock]
   float* factors;  // [heads]
   AttentionSums split, total;
