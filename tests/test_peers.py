@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,28 @@ def test_a_child_that_hangs_is_an_error(fake: Child, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(child_module, "RUN_SECONDS", 0.5)
     with pytest.raises(PeerError, match=r"no answer within 0\.5 s"):
         fake.run(Path("sleep"), Path("output"))
+
+
+def test_a_child_dies_with_its_parent() -> None:
+    script = f"""
+import os, signal
+from child import Child
+child = Child("fake", [{sys.executable!r}, "-c", "input()"])
+print(child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    parent = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(child_module.__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    stat = Path(f"/proc/{int(parent.stdout)}/stat")
+    for _ in range(100):  # a zombie, until whoever adopted it has looked
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the child outlived its parent")
 
 
 def test_a_program_that_is_missing_is_an_error() -> None:

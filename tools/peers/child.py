@@ -17,6 +17,7 @@ hidden_size). Call number i computes layer i modulo LAYERS.
 
 from __future__ import annotations
 
+import ctypes
 import select
 import signal
 import subprocess
@@ -33,6 +34,15 @@ from shapes import Shape
 Array = np.ndarray[Any, Any]
 LOAD_SECONDS = 900  # packing gigabytes on a busy machine
 RUN_SECONDS = 600
+
+
+PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec nothing may allocate
+
+
+def _die_with_parent() -> None:
+    """A stopped process would not notice that its input ended, and keep its gigabytes for ever."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class PeerError(Exception):
@@ -100,7 +110,12 @@ class Child:
         self.description = ""
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+                preexec_fn=_die_with_parent,
             )
         except OSError as error:
             raise PeerError(f"{name}: {error}") from error
