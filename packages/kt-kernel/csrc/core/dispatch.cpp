@@ -56,6 +56,12 @@ const Kernels& initial() {
   return scalar_kernels();
 }
 
+std::string joined_kernel_names() {
+  std::string joined;
+  for (const std::string& name : kernel_names()) joined += (joined.empty() ? "" : ", ") + name;
+  return joined;
+}
+
 using AnyKernel = void (*)();  // compared, never called
 
 AnyKernel find_kernel(const Kernels& table, const std::string& kernel) {
@@ -63,7 +69,14 @@ AnyKernel find_kernel(const Kernels& table, const std::string& kernel) {
   if (kernel == #name) return reinterpret_cast<AnyKernel>(table.name);
   KT_KERNELS(KT_FIND)
 #undef KT_FIND
-  fail("isa.matrix", "kernel must be one of ", kernel_names(), "; got ", kernel);
+#define KT_FIND(name, Struct)                                                                  \
+  if (kernel == "gemm_" #name)                                                                 \
+    return reinterpret_cast<AnyKernel>(table.gemm[static_cast<int>(Format::name)]);            \
+  if (kernel == "pack_" #name)                                                                 \
+    return reinterpret_cast<AnyKernel>(table.pack[static_cast<int>(Format::name)]);
+  KT_FORMATS(KT_FIND)
+#undef KT_FIND
+  fail("isa.matrix", "kernel must be one of ", joined_kernel_names(), "; got ", kernel);
 }
 
 std::mutex g_mutex;  // guards the three below; readers only load g_active
@@ -84,25 +97,23 @@ void activate() {
 
 }  // namespace
 
-void (*Kernels::gemm(Format format) const)(const GemmArgs&) {
-  switch (format) {
-    case Format::float32:
-      return gemm_float32;
-    case Format::bf16:
-      return gemm_bf16;
-    case Format::int8:
-      return gemm_int8;
-    case Format::int4:
-      return gemm_int4;
-  }
-  return nullptr;
-}
-
 const Kernels& kernels() {
   if (const Kernels* active = g_active.load(std::memory_order_acquire)) return *active;
   const std::lock_guard lock(g_mutex);
   activate();
   return *g_active.load(std::memory_order_relaxed);
+}
+
+std::vector<std::string> kernel_names() {
+#define KT_NAME(kernel, Args) #kernel,
+  std::vector<std::string> names{KT_KERNELS(KT_NAME)};
+#undef KT_NAME
+  for (int i = 0; i < kNumFormats; ++i) {
+    const std::string format = info(static_cast<Format>(i)).name;
+    names.push_back("gemm_" + format);
+    names.push_back("pack_" + format);
+  }
+  return names;
 }
 
 std::vector<std::string> available_targets() { return names(true); }
@@ -133,7 +144,7 @@ void negate_kernel(const std::string& kernel) {
   const std::lock_guard lock(g_mutex);
   Kernels scratch;
   KT_CHECK("isa.negate_kernel", kernel.empty() || negated_copy(chosen(), kernel, &scratch),
-           "kernel must be one of ", kernel_names(), ", or empty; got ", kernel);
+           "kernel must be one of ", joined_kernel_names(), ", or empty; got ", kernel);
   g_negated = kernel;
   activate();
 }

@@ -8,57 +8,60 @@
 #include "kt/check.h"
 
 namespace kt {
-namespace {
 
-constexpr const char* kProjectionNames[3] = {"gate", "up", "down"};
-
-}  // namespace
-
-Experts::Experts(int num_experts, int hidden_size, int intermediate_size, Format gate, Format up,
-                 Format down, int group_size)
+Experts::Experts(int num_experts, int hidden_size, int intermediate_size,
+                 std::optional<Format> gate, Format up, Format down, int group_size)
     : num_experts_(num_experts),
       hidden_size_(hidden_size),
       intermediate_size_(intermediate_size),
-      formats_{gate, up, down},
-      group_size_(group_size) {
+      group_size_(group_size),
+      gated_(gate.has_value()) {
   KT_CHECK("experts", num_experts > 0 && hidden_size > 0 && intermediate_size > 0,
            "num_experts, hidden_size and intermediate_size must be positive; got ", num_experts,
            ", ", hidden_size, ", ", intermediate_size);
-  for (int p = 0; p < 3; ++p) {
-    const PackedMatrix m = shape(static_cast<Projection>(p));
+  const Format formats[3] = {gate.value_or(up), up, down};
+  for (int p = gated_ ? 0 : 1; p < 3; ++p) {
+    const bool down = static_cast<Projection>(p) == Projection::down;
+    shapes_[p] = shape_matrix("experts", formats[p], down ? hidden_size : intermediate_size,
+                              down ? intermediate_size : hidden_size, group_size);
     offsets_[p] = expert_bytes_;
-    expert_bytes_ += data_bytes(m.format, m.n, m.k) + scale_bytes(m.format, m.n, m.k, m.group_size);
+    expert_bytes_ += matrix_bytes(shapes_[p]);
   }
   KT_CHECK("experts", expert_bytes_ <= kMaxBytes / num_experts,
            "all experts together must take less than 128 TiB; got ", num_experts, " of ",
            expert_bytes_, " bytes");
   storage_ = AlignedBuffer(expert_bytes_ * num_experts);
   present_.assign(static_cast<size_t>(num_experts) * 3, 0);
-}
-
-PackedMatrix Experts::shape(Projection projection) const {
-  const bool down = projection == Projection::down;
-  return place_matrix("experts", format(projection), down ? hidden_size_ : intermediate_size_,
-                      down ? intermediate_size_ : hidden_size_, group_size_, nullptr);
+  for (int expert = 0; expert < num_experts && !gated_; ++expert)
+    present_[static_cast<size_t>(expert) * 3] = 1;  // there is nothing to put
 }
 
 PackedMatrix Experts::matrix(int expert, Projection projection) const {
-  const PackedMatrix m = shape(projection);
-  const std::byte* at =
-      storage_.data() + expert * expert_bytes_ + offsets_[static_cast<int>(projection)];
-  return place_matrix("experts", m.format, m.n, m.k, group_size_, at);
+  const int p = static_cast<int>(projection);
+  PackedMatrix matrix = shapes_[p];
+  matrix.data = storage_.data() + expert * expert_bytes_ + offsets_[p];
+  return matrix;
 }
 
-void Experts::put(int expert, Projection projection, const void* weight, DType dtype, int n,
-                  int k) {
+void Experts::put(int expert, Projection projection, const Source& weight) {
   KT_CHECK("experts.put", expert >= 0 && expert < num_experts_, "expert must lie in [0, ",
            num_experts_, "); got ", expert);
+  KT_CHECK("experts.put", gated_ || projection != Projection::gate,
+           "projection must be up or down of experts without a gate; got gate");
   const PackedMatrix into = matrix(expert, projection);
+  pack_panels("experts.put", weight, into, {0, into.n_padded / kPanelRows});
+  present_[static_cast<size_t>(expert) * 3 + static_cast<int>(projection)] = 1;
+}
+
+void Experts::put_bias(Projection projection, const float* bias) {
   const int p = static_cast<int>(projection);
-  KT_CHECK("experts.put", n == into.n && k == into.k, kProjectionNames[p], " must have shape (",
-           into.n, ", ", into.k, "); got (", n, ", ", k, ")");
-  pack_rows(weight, dtype, into, {0, n});
-  present_[static_cast<size_t>(expert) * 3 + p] = 1;
+  biases_[p].assign(bias, bias + static_cast<size_t>(num_experts_) * shapes_[p].n);
+}
+
+const float* Experts::bias(int expert, Projection projection) const {
+  const int p = static_cast<int>(projection);
+  if (biases_[p].empty()) return nullptr;
+  return biases_[p].data() + static_cast<size_t>(expert) * shapes_[p].n;
 }
 
 bool Experts::complete() const {

@@ -19,18 +19,40 @@ void flip_rows(float* x, Range rows, int64_t columns) {
   flip(x, rows.begin * columns, rows.end * columns);
 }
 
+// The blocks of one row of a tile.
+void flip_row(const ActTile& tile, int64_t row, Range blocks) {
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    const int64_t at = block * tile.rows + row;
+    if (tile.mode == ActMode::int8_g32) {
+      flip(tile.scales, at, at + 1);
+      flip(tile.scaled_sums, at, at + 1);
+    } else {
+      flip(static_cast<float*>(tile.data), at * kBlock, (at + 1) * kBlock);
+    }
+  }
+}
+
 void negate_output(const PrepareRowsArgs& args) {
-  const ActRows& out = args.out;
-  if (out.mode == ActMode::int8_g32)
-    flip_rows(out.scales, args.rows, out.k_padded / kBlock);
-  else
-    flip_rows(static_cast<float*>(out.data), args.rows, out.k_padded);
+  for (int64_t row = args.rows.begin; row < args.rows.end; ++row)
+    flip_row(args.out, row, args.blocks);
+}
+
+void negate_output(const GatherRowsArgs& args) {
+  for (int64_t row = 0; row < args.out.rows; ++row)
+    flip_row(args.out, row, {0, args.out.k_padded / kBlock});
 }
 
 void negate_output(const GemmArgs& args) {
+  const int64_t begin = args.panels.begin * kPanelRows;
   const int64_t end = std::min<int64_t>(args.panels.end * kPanelRows, args.b.n);
-  for (int64_t row = args.rows.begin; row < args.rows.end; ++row)
-    flip(args.c + row * args.c_stride, args.panels.begin * kPanelRows, end);
+  for (int64_t row = 0; row < args.a.rows; ++row)
+    flip(args.c + row * args.c_stride, 0, end - begin);
+}
+
+void negate_output(const PackArgs& args) {  // every stored byte; what they decode to has no sign bit
+  std::byte* const begin = args.into.data + args.panels.begin * args.into.panel_bytes;
+  std::byte* const end = args.into.data + args.panels.end * args.into.panel_bytes;
+  std::for_each(begin, end, [](std::byte& byte) { byte = ~byte; });
 }
 
 void negate_output(const ActivateArgs& args) {
@@ -79,6 +101,12 @@ void negated(const Args& args) {
   negate_output(args);
 }
 
+template <auto kTable, Format kFormat, class Args>
+void negated_format(const Args& args) {
+  (g_base.load()->*kTable)[static_cast<int>(kFormat)](args);
+  negate_output(args);
+}
+
 }  // namespace
 
 bool negated_copy(const Kernels& base, const std::string& kernel, Kernels* copy) {
@@ -91,15 +119,22 @@ bool negated_copy(const Kernels& base, const std::string& kernel, Kernels* copy)
   }
   KT_KERNELS(KT_NEGATE)
 #undef KT_NEGATE
+#define KT_NEGATE(name, Struct)                                                 \
+  if (kernel == "gemm_" #name) {                                                \
+    g_base = &base;                                                             \
+    copy->gemm[static_cast<int>(Format::name)] =                                \
+        &negated_format<&Kernels::gemm, Format::name, GemmArgs>;                \
+    return true;                                                                \
+  }                                                                             \
+  if (kernel == "pack_" #name) {                                                \
+    g_base = &base;                                                             \
+    copy->pack[static_cast<int>(Format::name)] =                                \
+        &negated_format<&Kernels::pack, Format::name, PackArgs>;                \
+    return true;                                                                \
+  }
+  KT_FORMATS(KT_NEGATE)
+#undef KT_NEGATE
   return false;
-}
-
-std::string kernel_names() {
-  std::string names;
-#define KT_NAME(name, Args) names += (names.empty() ? "" : ", ") + std::string(#name);
-  KT_KERNELS(KT_NAME)
-#undef KT_NAME
-  return names;
 }
 
 }  // namespace kt

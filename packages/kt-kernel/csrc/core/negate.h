@@ -13,6 +13,4 @@ namespace kt {
 // kernel. One at a time.
 bool negated_copy(const Kernels& base, const std::string& kernel, Kernels* copy);
 
-std::string kernel_names();  // comma-separated, for error messages
-
 }  // namespace kt

@@ -22,8 +22,8 @@ constexpr int64_t kChunkElements = 16 * 1024;
 // A gemm chunk: enough multiplications (about 5 us) to hide its hand-out, few enough to balance the
 // workers.
 constexpr int64_t kChunkProducts = 64 * 1024;
-// Rows of a gemm chunk: 64 activation rows of 2048 floats fill half of a 1 MiB second-level cache.
-constexpr int64_t kChunkRows = 64;
+// Panels of a chunk come in whole vectors of the float kernels: two of the widest target's.
+constexpr int64_t kChunkPairs = 2 * kPanelPair;
 
 int64_t grain_for(int64_t elements_per_unit) {
   return std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, elements_per_unit));
@@ -33,6 +33,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t live_rows(const int32_t* num_rows, int64_t capacity) {
   return num_rows == nullptr ? capacity : std::clamp<int64_t>(*num_rows, 0, capacity);
+}
+
+const void* element(const void* array, DType dtype, int64_t index) {
+  return static_cast<const std::byte*>(array) + index * (dtype == DType::f32 ? 4 : 2);
 }
 
 // body(worker, live rows) is the SPMD function of the op.
@@ -96,35 +100,45 @@ void rms_norm(Stream& stream, RmsNormArgs args, int64_t rows, int64_t rows_per_t
 void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, float* out,
             int64_t rows, bool accumulate) {
   const PackedMatrix& matrix = weight.matrix();
-  const ActMode mode = default_act_mode(matrix.format);
+  const ActMode mode = info(matrix.format).act_mode;
+  const size_t row_bytes = act_row_bytes(mode, matrix.k_padded);
   // Taken when the op is built, so that a replay never allocates.
-  const auto scratch = stream.pool().scratch(act_bytes(mode, rows, matrix.k_padded));
-  const ActRows act = act_rows(mode, rows, matrix.k_padded, scratch->data());
-  const PrepareRowsArgs prepare{x, dtype, matrix.k, matrix.k, act, {}};
-  const GemmArgs gemm{act, nullptr, matrix, weight.bias(), out, matrix.n, accumulate, {}, {}};
-  submit(stream, "linear", rows, [scratch, prepare, gemm](Worker& worker, int64_t live) {
-    run_chunks(worker, live, grain_for(prepare.k), kernels().prepare_rows, &PrepareRowsArgs::rows,
-               prepare);
-    const auto kernel = kernels().gemm(gemm.b.format);
-    const int64_t panels = gemm.b.n_padded / kPanelRows;
-    const int64_t products = std::min(live, kChunkRows) * gemm.b.k_padded * kPanelRows;
-    // Whole pairs of panels: wide targets compute two at once.
-    const int64_t chunk_panels =
-        std::max<int64_t>(1, kChunkProducts / std::max<int64_t>(1, products) / 2) * 2;
-    const int64_t row_chunks = ceil_div(live, kChunkRows);
-    // Neighbouring units share their panels, which then stay in the worker's cache.
-    worker.parallel_for(ceil_div(panels, chunk_panels) * row_chunks, 1,
-                        [&](int64_t begin, int64_t end) {
-                          GemmArgs part = gemm;
-                          for (int64_t unit = begin; unit < end; ++unit) {
-                            const int64_t panel = unit / row_chunks * chunk_panels;
-                            const int64_t row = unit % row_chunks * kChunkRows;
-                            part.panels = {panel, std::min(panel + chunk_panels, panels)};
-                            part.rows = {row, std::min(row + kChunkRows, live)};
-                            kernel(part);
-                          }
-                        });
-  });
+  const auto scratch = stream.pool().scratch(row_bytes * rows);
+  std::byte* const acts = scratch->data();
+  const GemmArgs gemm{{}, matrix, weight.bias(), out, matrix.n, accumulate, {}};
+  submit(stream, "linear", rows,
+         [scratch, acts, x, dtype, mode, row_bytes, gemm](Worker& worker, int64_t live) {
+           const Kernels& table = kernels();
+           const int k = gemm.b.k, k_padded = gemm.b.k_padded;
+           const auto tile_of = [&](int64_t first) {
+             const int count = static_cast<int>(std::min<int64_t>(kTileRows, live - first));
+             return act_tile(mode, count, k_padded, acts + first * row_bytes);
+           };
+           worker.parallel_for(live, 1, [&](int64_t begin, int64_t end) {
+             for (int64_t row = begin; row < end; ++row) {
+               const int64_t within = row % kTileRows;
+               table.prepare_rows({element(x, dtype, row * k), dtype, k, k, tile_of(row - within),
+                                   {within, within + 1}, {0, k_padded / kBlock}});
+             }
+           });
+           const int64_t panels = gemm.b.n_padded / kPanelRows;
+           const int64_t tiles = ceil_div(live, kTileRows);
+           const int64_t products = std::min<int64_t>(live, kTileRows) * k_padded * kPanelRows;
+           const int64_t chunk =
+               std::max<int64_t>(1, kChunkProducts / std::max<int64_t>(1, products) / kChunkPairs) *
+               kChunkPairs;
+           // Neighbouring units share their panels, which then stay in the worker's cache.
+           worker.parallel_for(ceil_div(panels, chunk) * tiles, 1, [&](int64_t begin, int64_t end) {
+             GemmArgs part = gemm;
+             for (int64_t unit = begin; unit < end; ++unit) {
+               const int64_t panel = unit / tiles * chunk, row = unit % tiles * kTileRows;
+               part.a = tile_of(row);
+               part.panels = {panel, std::min(panel + chunk, panels)};
+               part.c = gemm.c + row * gemm.c_stride + panel * kPanelRows;
+               table.gemm[static_cast<int>(gemm.b.format)](part);
+             }
+           });
+         });
 }
 
 void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows) {

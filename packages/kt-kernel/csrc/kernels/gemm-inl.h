@@ -1,146 +1,176 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only matrix-multiply loop nest: register tiles of rows x panels, for every weight format. How
-// a format's bytes become operands is dequant-inl.h; who computes which range is csrc/core.
-// Textual.
+// The only matrix-multiply loop nest, for every weight format and number of rows. How a format's
+// bytes become operands is csrc/formats; who computes which range is csrc/core. Textual.
 //
-// Every output sums K in one order (floats: k ascending in one chain; integers: exact inside a
-// block of 32, blocks ascending in one chain), with the same operations in every tile shape: so a
-// row's bits do not depend on its company.
+// For one vector of outputs (kLanes / 8 panels) at a time, blocks of 32 of K ascend; a block's
+// weights are unpacked once and meet all rows of the tile. Every output therefore sums K in one
+// order (floats: k ascending in one chain; integers: exact inside a block, blocks ascending in one
+// chain), with the same operations whatever the number of rows: a row's bits do not depend on its
+// company.
 
-// sums[m][p] (8 outputs each) of float activations: row a_rows[m], panel + p.
-template <class Weights, int kRows, int kPanels>
-inline void multiply_float(const GemmArgs& args, const int64_t (&a_rows)[kRows], int64_t panel,
-                           Vec::F (&sums)[kRows][kPanels]) {
-  const int k_padded = args.b.k_padded;
-  const int64_t panel_bytes = static_cast<int64_t>(k_padded) / kBlock * Weights::kBlockBytes;
-  const std::byte* weights = args.b.data + panel * panel_bytes;
-  const float* a[kRows];
-  for (int m = 0; m < kRows; ++m)
-    a[m] = static_cast<const float*>(args.a.data) + a_rows[m] * k_padded;
-  for (int k = 0; k < k_padded; k += 2) {
-    for (int step = 0; step < 2; ++step) {
-      Vec::F w[kPanels];
-      for (int p = 0; p < kPanels; ++p) w[p] = Weights::load(weights + p * panel_bytes, k, step);
-      for (int m = 0; m < kRows; ++m) {
-        const Vec::F x = Vec::set1(a[m][k + step]);
-        for (int p = 0; p < kPanels; ++p) sums[m][p] = Vec::fma(x, w[p], sums[m][p]);
-      }
-    }
+// kRows rows known at compile time keep their sums in registers; 0: as many as the tile has, whose
+// sums live in the first-level cache.
+inline constexpr int kMaxIntegerRows = 4;  // 8 weights, 4 sums, and 4 registers to work in
+inline constexpr int kMaxFloatRows = 6;    // 6 x 2 sums, 2 weights and a broadcast fill 15 of 16
+
+// Adds one block of integer products: sums[row] += scale * (dot - offset * sum of a) + minimum *
+// (scaled sum of a), as far as the format has an offset or a minimum.
+template <class Weights, int kRows>
+inline void multiply_block(const std::byte* block, const std::byte* group, int sub, int64_t stride,
+                           const ActTile& act, int64_t index, Vec::F* sums) {
+  const int rows = kRows ? kRows : act.rows;
+  Vec::I w[8];
+  Weights::unpack(block, stride, w);
+  const Vec::F scale = Weights::scale(group, sub, stride);
+  const auto operands = Weights::operands(group, sub, stride);
+  const int64_t first = index * rows;  // of the tile's rows in this block
+  const auto* a = static_cast<const int8_t*>(act.data) + first * kBlock;
+  const float* a_scales = act.scales + first;
+  const float* a_scaled_sums = act.scaled_sums + first;
+  const int16_t* a_sums = act.sums + 2 * first;
+  for (int row = 0; row < rows; ++row) {
+    const Vec::I dot = Weights::dot(w, a + row * kBlock, a_sums + 2 * row, operands);
+    if constexpr (Weights::kHasMinimum)
+      sums[row] = Vec::fma(operands, Vec::set1(a_scaled_sums[row]), sums[row]);
+    const Vec::F product = Vec::mul(scale, Vec::set1(a_scales[row]));
+    sums[row] = Vec::fma(Vec::to_float(dot), product, sums[row]);
   }
 }
 
-// sums[m][p] of int8 activations: int32 within a block, then one scaled float addition per block.
-template <class Weights, int kRows, int kPanels>
-inline void multiply_int(const GemmArgs& args, const int64_t (&a_rows)[kRows], int64_t panel,
-                         Vec::F (&sums)[kRows][kPanels]) {
-  const int64_t num_blocks = args.b.k_padded / kBlock;
-  const int64_t panel_bytes = num_blocks * Weights::kBlockBytes;
-  const int64_t num_groups = (args.b.k + args.b.group_size - 1) / args.b.group_size;
-  const int64_t blocks_per_group = args.b.group_size / kBlock;
-  const std::byte* weights = args.b.data + panel * panel_bytes;
-  const uint16_t* scales = args.b.scales + panel * num_groups * kPanelRows;
-  const int8_t* a[kRows];
-  const float* a_scales[kRows];
-  const int16_t* a_sums[kRows];
-  for (int m = 0; m < kRows; ++m) {
-    a[m] = static_cast<const int8_t*>(args.a.data) + a_rows[m] * args.b.k_padded;
-    a_scales[m] = args.a.scales + a_rows[m] * num_blocks;
-    a_sums[m] = args.a.sums + a_rows[m] * num_blocks * 2;
+// One block of float products for kRows neighbouring rows; weight(k, p) gives a vector of panel p.
+template <int kRows, int kPanels, class Weight>
+inline void multiply_rows(const float* a, Weight weight, Vec::F (*sums)[kPanels]) {
+  Vec::F local[kRows][kPanels];
+  for (int row = 0; row < kRows; ++row)
+    for (int p = 0; p < kPanels; ++p) local[row][p] = sums[row][p];
+#pragma GCC unroll 4
+  for (int k = 0; k < kBlock; ++k) {
+    Vec::F w[kPanels];
+    for (int p = 0; p < kPanels; ++p) w[p] = weight(k, p);
+    for (int row = 0; row < kRows; ++row) {
+      const Vec::F x = Vec::set1(a[row * kBlock + k]);
+      for (int p = 0; p < kPanels; ++p) local[row][p] = Vec::fma(x, w[p], local[row][p]);
+    }
   }
+  for (int row = 0; row < kRows; ++row)
+    for (int p = 0; p < kPanels; ++p) sums[row][p] = local[row][p];
+}
+
+// Calls body(std::integral_constant) with `rows` in [1, kMost] as a constant.
+template <int kMost, class Body>
+inline void with_rows(int rows, Body&& body) {
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return with_rows<kMost - 1>(rows, body);
+  }
+  body(std::integral_constant<int, kMost>{});
+}
+
+// The outputs of kPanels vectors from panel `panel` on, for all rows of the tile.
+template <class Weights, int kRows, int kPanels>
+inline void gemm_panels(const GemmArgs& args, int64_t panel) {
+  constexpr int kVectorPanels = Vec::kLanes / kPanelRows;
+  constexpr FormatInfo kInfo = Weights::kInfo;
+  const int rows = kRows ? kRows : args.a.rows;
+  const PackedMatrix& b = args.b;
+  const int64_t stride = b.panel_bytes;
+  const std::byte* header[kPanels];
+  const std::byte* data[kPanels];
+  for (int p = 0; p < kPanels; ++p) {
+    header[p] = b.data + (panel + p * kVectorPanels) * stride;
+    data[p] = header[p] + b.header_bytes;
+  }
+  Vec::F sums[kRows ? kRows : kTileRows][kPanels];
+  for (int row = 0; row < rows; ++row)
+    for (int p = 0; p < kPanels; ++p) sums[row][p] = Vec::zero();
+
+  const int64_t blocks = b.k_padded / kBlock;
+  const int64_t per_group = b.group_size ? b.group_size / kBlock : blocks;
   int64_t block = 0;
-  for (int64_t group = 0; group < num_groups; ++group) {
-    Vec::F w_scales[kPanels];
-    for (int p = 0; p < kPanels; ++p)
-      w_scales[p] = Vec::load_bf16(scales + (p * num_groups + group) * kPanelRows);
-    const int64_t group_end =
-        block + blocks_per_group < num_blocks ? block + blocks_per_group : num_blocks;
-    for (; block < group_end; ++block) {
-      Vec::I dots[kRows][kPanels];
-      for (int m = 0; m < kRows; ++m)
-        for (int p = 0; p < kPanels; ++p) dots[m][p] = Vec::zero_i();
-      for (int j = 0; j < 4; ++j) {
-        Vec::I w[kPanels][2];
-        for (int p = 0; p < kPanels; ++p)
-          Weights::load2(weights + p * panel_bytes + block * Weights::kBlockBytes, j, w[p]);
-        for (int step = 0; step < 2; ++step) {
-          for (int m = 0; m < kRows; ++m) {
-            const Vec::I x = Vec::broadcast4(a[m] + block * kBlock + 16 * step + 4 * j);
-            for (int p = 0; p < kPanels; ++p) dots[m][p] = Weights::dot(dots[m][p], w[p][step], x);
+  for (int64_t begin = 0; block < blocks; begin += per_group) {
+    const int64_t end = begin + per_group < blocks ? begin + per_group : blocks;
+    for (int sub = 0; block < end; ++sub, ++block) {
+      if constexpr (Weights::kInteger) {
+        static_assert(kPanels == 1);
+        multiply_block<Weights, kRows>(data[0], header[0], sub, stride, args.a, block, &sums[0][0]);
+      } else {
+        const float* a = static_cast<const float*>(args.a.data) + block * rows * kBlock;
+        if constexpr (kRows) {
+          multiply_rows<kRows>(
+              a, [&](int k, int p) { return Weights::load(data[p], k, header[p], stride); }, sums);
+        } else {
+          Vec::F w[kBlock][kPanels];
+          for (int k = 0; k < kBlock; ++k)
+            for (int p = 0; p < kPanels; ++p) w[k][p] = Weights::load(data[p], k, header[p], stride);
+          // Shares that differ by at most one row: no short one at the end.
+          const int shares = (rows + kMaxFloatRows - 1) / kMaxFloatRows;
+          for (int share = 0, row = 0; share < shares; ++share) {
+            const int count = (rows - row) / (shares - share);
+            with_rows<kMaxFloatRows>(count, [&](auto constant) {
+              multiply_rows<constant>(
+                  a + row * kBlock, [&](int k, int p) { return w[k][p]; }, sums + row);
+            });
+            row += count;
           }
         }
       }
-      for (int m = 0; m < kRows; ++m) {
-        const Vec::F a_scale = Vec::set1(a_scales[m][block]);
-        for (int p = 0; p < kPanels; ++p) {
-          const Vec::I exact = Weights::finish(dots[m][p], a_sums[m] + 2 * block);
-          sums[m][p] = Vec::fma(Vec::to_float(exact), Vec::mul(a_scale, w_scales[p]), sums[m][p]);
-        }
-      }
+      for (int p = 0; p < kPanels; ++p) data[p] += kInfo.data_bytes;
     }
+    for (int p = 0; p < kPanels; ++p) header[p] += kInfo.header_bytes;
   }
-}
-
-template <class Weights, int kRows, int kPanels>
-inline void gemm_tile(const GemmArgs& args, int64_t first_row, int64_t panel) {
-  int64_t a_rows[kRows];
-  for (int m = 0; m < kRows; ++m)
-    a_rows[m] = args.row_ids ? args.row_ids[first_row + m] : first_row + m;
-  Vec::F sums[kRows][kPanels];
-  for (int m = 0; m < kRows; ++m)
-    for (int p = 0; p < kPanels; ++p) sums[m][p] = Vec::zero();
-  if constexpr (Weights::kInteger)
-    multiply_int<Weights, kRows, kPanels>(args, a_rows, panel, sums);
-  else
-    multiply_float<Weights, kRows, kPanels>(args, a_rows, panel, sums);
 
   for (int p = 0; p < kPanels; ++p) {
-    const int64_t column = (panel + p) * kPanelRows;
-    const int64_t left = args.b.n - column;
-    const int width = left < kPanelRows ? static_cast<int>(left) : kPanelRows;
-    for (int m = 0; m < kRows; ++m) {
-      float* c = args.c + (first_row + m) * args.c_stride + column;
-      Vec::F value = sums[m][p];
-      if (args.bias) value = Vec::add(value, Vec::load_n(args.bias + column, width));
+    const int64_t output = (panel + p * kVectorPanels) * kPanelRows;
+    const int64_t left = b.n - output;
+    if (left <= 0) break;
+    const int width = left < Vec::kLanes ? static_cast<int>(left) : Vec::kLanes;
+    const int64_t column = output - args.panels.begin * kPanelRows;
+    for (int row = 0; row < rows; ++row) {
+      float* c = args.c + row * args.c_stride + column;
+      Vec::F value = sums[row][p];
+      if (args.bias) value = Vec::add(value, Vec::load_n(args.bias + output, width));
       if (args.accumulate) value = Vec::add(Vec::load_n(c, width), value);
       Vec::store_n(c, value, width);
     }
   }
 }
 
-// Rows [begin, end) of one strip of panels: whole tiles, then the remainder as one smaller tile.
 template <class Weights, int kRows, int kPanels>
-inline void gemm_strip(const GemmArgs& args, int64_t begin, int64_t end, int64_t panel) {
-  for (; begin + kRows <= end; begin += kRows)
-    gemm_tile<Weights, kRows, kPanels>(args, begin, panel);
-  if constexpr (kRows > 1) {
-    if (begin < end) gemm_strip<Weights, kRows - 1, kPanels>(args, begin, end, panel);
-  }
+inline void gemm_range(const GemmArgs& args) {
+  constexpr int kStep = Vec::kLanes / kPanelRows;
+  int64_t panel = args.panels.begin;
+  for (; panel + kStep * kPanels <= args.panels.end; panel += kStep * kPanels)
+    gemm_panels<Weights, kRows, kPanels>(args, panel);
+  for (; panel < args.panels.end; panel += kStep) gemm_panels<Weights, kRows, 1>(args, panel);
 }
 
 template <class Weights>
 inline void gemm(const GemmArgs& args) {
-  // Rows go in blocks whose activations stay in half of a 512 KiB L2 while the weights stream past
-  // once per block.
-  constexpr int64_t kActBytes = 256 * 1024;
-  const int64_t row_bytes = static_cast<int64_t>(args.b.k_padded) * (Weights::kInteger ? 1 : 4);
-  int64_t block_rows = kActBytes / row_bytes / Weights::kRows * Weights::kRows;
-  if (block_rows < Weights::kRows) block_rows = Weights::kRows;
-
-  for (int64_t begin = args.rows.begin; begin < args.rows.end; begin += block_rows) {
-    const int64_t end = begin + block_rows < args.rows.end ? begin + block_rows : args.rows.end;
-    int64_t panel = args.panels.begin;
-    if (end - begin == 1) {
-      for (; panel + Weights::kGemvPanels <= args.panels.end; panel += Weights::kGemvPanels)
-        gemm_tile<Weights, 1, Weights::kGemvPanels>(args, begin, panel);
-    }
-    for (; panel + Weights::kPanels <= args.panels.end; panel += Weights::kPanels)
-      gemm_strip<Weights, Weights::kRows, Weights::kPanels>(args, begin, end, panel);
-    for (; panel < args.panels.end; ++panel)
-      gemm_strip<Weights, Weights::kRows, 1>(args, begin, end, panel);
+  if constexpr (Weights::kInteger) {
+    if (args.a.rows > kMaxIntegerRows) return gemm_range<Weights, 0, 1>(args);
+    with_rows<kMaxIntegerRows>(args.a.rows,
+                               [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
+  } else {
+    // A single row has one chain of additions per vector: four hide the latency of fma (4 cycles).
+    if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
+    if (args.a.rows > kMaxFloatRows) return gemm_range<Weights, 0, 2>(args);
+    with_rows<kMaxFloatRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 2>(args); });
   }
 }
 
-inline void gemm_float32(const GemmArgs& args) { gemm<Float32Panels>(args); }
-inline void gemm_bf16(const GemmArgs& args) { gemm<Bf16Panels>(args); }
-inline void gemm_int8(const GemmArgs& args) { gemm<Int8Panels>(args); }
-inline void gemm_int4(const GemmArgs& args) { gemm<Int4Panels>(args); }
+template <class Weights>
+inline void pack(const PackArgs& args) {
+  for (int64_t panel = args.panels.begin; panel < args.panels.end; ++panel) {
+    std::byte* const header = args.into.data + panel * args.into.panel_bytes;
+    for (int lane = 0; lane < kPanelRows; ++lane) {
+      const int64_t row = panel * kPanelRows + lane;
+      Weights::pack_row(args, row < args.into.n ? row : -1,
+                        {header, header + args.into.header_bytes, lane});
+    }
+  }
+}
+
+#define KT_DEFINE(name, Struct)                                       \
+  inline void gemm_##name(const GemmArgs& args) { gemm<Struct>(args); } \
+  inline void pack_##name(const PackArgs& args) { pack<Struct>(args); }
+KT_FORMATS(KT_DEFINE)
+#undef KT_DEFINE

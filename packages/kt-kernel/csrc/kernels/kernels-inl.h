@@ -6,7 +6,7 @@
 #include "kernels/vectors-inl.h"
 #include "kernels/act-inl.h"
 #include "kernels/activation-inl.h"
-#include "kernels/dequant-inl.h"
+#include "formats/formats-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/combine-inl.h"
 #include "kernels/embedding-inl.h"

@@ -14,6 +14,42 @@ namespace kt::python {
 
 using namespace nb::literals;
 
+namespace {
+
+const char* name_of(ActMode mode) {
+  switch (mode) {
+    case ActMode::f32:
+      return "f32";
+    case ActMode::bf16:
+      return "bf16";
+    case ActMode::int8_g32:
+      return "int8_g32";
+  }
+  return "";
+}
+
+nb::list formats() {
+  nb::list all;
+  for (int i = 0; i < kNumFormats; ++i) {
+    const FormatInfo& facts = info(static_cast<Format>(i));
+    nb::dict row;
+    row["name"] = facts.name;
+    row["activation_mode"] = name_of(facts.act_mode);
+    row["value_bits"] = facts.data_bytes * 8.0 / (kBlock * kPanelRows);
+    row["header_bits"] = facts.header_bytes * 8.0 / kPanelRows;  // per row and group
+    row["group"] = facts.group;
+    row["takes_floats"] = facts.takes_floats;
+    row["source_k"] = facts.source_k;
+    row["source_bytes"] = facts.source_bytes;
+    row["weight_error"] = facts.weight_error;
+    row["layout"] = facts.layout;
+    all.append(row);
+  }
+  return all;
+}
+
+}  // namespace
+
 void bind_dispatch(nb::module_& m) {
   m.def("available_targets", &available_targets, "Targets this machine can run, best first.");
   m.def("compiled_targets", &compiled_targets, "Targets this build contains, best first.");
@@ -23,36 +59,8 @@ void bind_dispatch(nb::module_& m) {
         "The target whose code `target` runs as `kernel`; empty: none.");
   m.def("negate_kernel", &negate_kernel, "name"_a,
         "Fault injection: the named kernel negates what it writes; an empty name restores.");
-  m.def(
-      "kernel_names",
-      [] {
-#define KT_NAME(kernel, Args) #kernel,
-        return std::vector<std::string>{KT_KERNELS(KT_NAME)};
-#undef KT_NAME
-      },
-      "Entries of the kernel table.");
-  m.def(
-      "format_names",
-      [] {
-        std::vector<std::string> names;
-        for (int i = 0; i < kNumFormats; ++i) names.emplace_back(name_of(static_cast<Format>(i)));
-        return names;
-      },
-      "Weight formats.");
-  m.def(
-      "default_act_mode",
-      [](const std::string& format) {
-        switch (default_act_mode(format_from_name("default_act_mode", format.c_str()))) {
-          case ActMode::f32:
-            return "f32";
-          case ActMode::bf16:
-            return "bf16";
-          case ActMode::int8_g32:
-            return "int8_g32";
-        }
-        return "";
-      },
-      "format"_a, "How activations meet weights of this format: f32, bf16 or int8_g32.");
+  m.def("kernel_names", &kernel_names, "Entries of the kernel table.");
+  m.def("formats", &formats, "The facts of every weight format, in the order of the registry.");
 }
 
 }  // namespace kt::python

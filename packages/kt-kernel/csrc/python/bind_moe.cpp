@@ -64,9 +64,9 @@ void Flight::rethrow() const {
   if (error_) std::rethrow_exception(error_);
 }
 
-MoeHandle::MoeHandle(std::shared_ptr<Experts> experts, int top_k, int max_tokens,
-                     std::shared_ptr<ThreadPool> pool)
-    : pool_(std::move(pool)), moe_(std::move(experts), top_k, max_tokens, *pool_) {}
+MoeHandle::MoeHandle(std::shared_ptr<Experts> experts, Activation activation, int top_k,
+                     int max_tokens, std::shared_ptr<ThreadPool> pool)
+    : pool_(std::move(pool)), moe_(std::move(experts), activation, top_k, max_tokens, *pool_) {}
 
 std::shared_ptr<Flight> MoeHandle::submit(const MoeCall& call) {
   pool_->require_owner("moe.submit");  // a fork may have left mutex_ locked in the child
@@ -153,8 +153,15 @@ void bind_moe(nb::module_& m) {
       .def("done", &Ticket::done);
 
   nb::class_<MoeHandle>(m, "MoE")
-      .def(nb::init<std::shared_ptr<Experts>, int, int, std::shared_ptr<ThreadPool>>(), "experts"_a,
-           "top_k"_a, "max_tokens"_a, "pool"_a)
+      .def(
+          "__init__",
+          [](MoeHandle* self, std::shared_ptr<Experts> experts, const std::string& kind,
+             float limit, float alpha, int top_k, int max_tokens,
+             std::shared_ptr<ThreadPool> pool) {
+            new (self) MoeHandle(std::move(experts), activation_from("moe", kind, limit, alpha),
+                                 top_k, max_tokens, std::move(pool));
+          },
+          "experts"_a, "activation"_a, "limit"_a, "alpha"_a, "top_k"_a, "max_tokens"_a, "pool"_a)
       .def("forward", &forward, "hidden"_a.none(), "hidden_dtype"_a, "topk_ids"_a.none(),
            "topk_weights"_a.none(), "out"_a.none(), "out_dtype"_a, "accumulate"_a)
       .def("submit", &submit, "hidden"_a.none(), "hidden_dtype"_a, "topk_ids"_a.none(),

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bindings of packed weights: Linear and Experts. Packing itself is csrc/core.
+// Bindings of packed weights: Linear and Experts. Packing itself is csrc/core and csrc/formats.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
@@ -17,51 +18,137 @@ using namespace nb::literals;
 
 namespace {
 
-Projection projection_from_name(const std::string& name) {
+// What Python calls weights that are already quantised, in place of a dtype.
+constexpr const char* kQuantized = "quantized";
+
+Projection projection_from_name(const char* op, const std::string& name) {
   if (name == "gate") return Projection::gate;
   if (name == "up") return Projection::up;
   if (name == "down") return Projection::down;
-  fail("experts.put", "projection must be one of gate, up, down; got ", name);
+  fail(op, "projection must be one of gate, up, down; got ", name);
 }
 
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// The arrays of one weight matrix, checked against the format that they are for.
+class SourceArrays {
+ public:
+  // n, k: the shape, or -1 where the weight decides.
+  SourceArrays(const char* op, nb::handle weight, const std::string& dtype_name, nb::handle scales,
+               nb::handle zeros, Format format, int n, int k, int group_size)
+      : quantized_(dtype_name == kQuantized) {
+    const FormatInfo& facts = info(format);
+    const Axis rows = n < 0 ? Axis("out_features") : Axis(n);
+    if (!quantized_) {
+      source_.dtype = dtype_from_name(op, "dtype", dtype_name);
+      KT_CHECK(op, facts.takes_floats, facts.name, " must be given its own bytes as uint8; got ",
+               dtype_name);
+      weight_.emplace(op, "weight", weight, element_of(source_.dtype),
+                      std::initializer_list<Axis>{rows, k < 0 ? Axis("in_features") : Axis(k)});
+      n_ = weight_->dim(0);
+      k_ = weight_->dim(1);
+    } else {
+      KT_CHECK(op, facts.source_k > 0, facts.name,
+               " must be given floats (float32, bf16, f16); got integers");
+      KT_CHECK(op, k < 0 || k % facts.source_k == 0, "in_features of ", facts.name,
+               " must be a multiple of ", facts.source_k, "; got ", k);
+      weight_.emplace(op, "weight", weight, Element::uint8,
+                      std::initializer_list<Axis>{
+                          rows, k < 0 ? Axis("row_bytes")
+                                      : Axis(int64_t{k} / facts.source_k * facts.source_bytes)});
+      n_ = weight_->dim(0);
+      const int row_bytes = weight_->dim(1);
+      KT_CHECK(op, row_bytes % facts.source_bytes == 0, "rows of ", facts.name,
+               " must be a multiple of ", facts.source_bytes, " bytes; got ", row_bytes);
+      k_ = row_bytes / facts.source_bytes * facts.source_k;
+      take_scales(op, facts, scales, zeros, group_size);
+    }
+    KT_CHECK(op, quantized_ || (scales.is_none() && zeros.is_none()),
+             "scales and zeros must be None with float weights; got some");
+    source_.weight = weight_->read();
+    source_.quantized = quantized_;
+  }
+
+  const Source& source() const { return source_; }
+  int n() const { return n_; }
+  int k() const { return k_; }
+
+ private:
+  void take_scales(const char* op, const FormatInfo& facts, nb::handle scales, nb::handle zeros,
+                   int group_size) {
+    const int group = facts.group == kChosenGroup ? (group_size ? group_size : k_) : facts.group;
+    const auto need = [&](const char* name, nb::handle given, bool wanted) {
+      KT_CHECK(op, given.is_none() != wanted, name, wanted ? " must be given for " : " must be None for ",
+               facts.name, "; got ", wanted ? "None" : "some");
+      return wanted;
+    };
+    if (need("scales", scales, facts.source_scales != SourceScales::none)) {
+      const bool exponent = facts.source_scales == SourceScales::exponent;
+      const bool tile = facts.source_scales == SourceScales::tile;
+      scales_.emplace(
+          op, "scales", scales, exponent ? Element::uint8 : Element::float32,
+          std::initializer_list<Axis>{tile ? ceil_div(n_, group) : n_, ceil_div(k_, group)});
+      source_.scales = scales_->read();
+    }
+    if (need("zeros", zeros, facts.source_zeros)) {
+      zeros_.emplace(op, "zeros", zeros, Element::uint8,
+                     std::initializer_list<Axis>{n_, ceil_div(k_, group)});
+      source_.zeros = zeros_->read<uint8_t>();
+    }
+  }
+
+  bool quantized_;
+  Source source_;
+  std::optional<Array> weight_, scales_, zeros_;
+  int n_ = 0, k_ = 0;
+};
+
 void construct_linear(Linear* self, nb::handle weight, const std::string& dtype_name,
-                      const std::string& format_name, int group_size, nb::handle bias,
-                      const std::shared_ptr<ThreadPool>& pool) {
+                      nb::handle scales, nb::handle zeros, const std::string& format_name,
+                      int group_size, nb::handle bias, const std::shared_ptr<ThreadPool>& pool) {
   const char* op = "linear.pack";
-  const DType dtype = dtype_from_name(op, "dtype", dtype_name);
   const Format format = format_from_name(op, format_name.c_str());
-  const Array w(op, "weight", weight, element_of(dtype), {"out_features", "in_features"});
+  const SourceArrays w(op, weight, dtype_name, scales, zeros, format, -1, -1, group_size);
   std::optional<Array> b;
   if (!bias.is_none())
-    b.emplace(op, "bias", bias, Element::float32, std::initializer_list<Axis>{w.dim(0)});
+    b.emplace(op, "bias", bias, Element::float32, std::initializer_list<Axis>{w.n()});
   const ReleasedGil released;
-  new (self) Linear(w.read(), dtype, w.dim(0), w.dim(1), format, group_size,
-                    b ? b->read<float>() : nullptr, pool.get());
+  new (self) Linear(w.source(), w.n(), w.k(), format, group_size, b ? b->read<float>() : nullptr,
+                    pool.get());
 }
 
 void put(Experts& self, int expert, const std::string& projection_name, nb::handle weight,
-         const std::string& dtype_name) {
+         const std::string& dtype_name, nb::handle scales, nb::handle zeros) {
   const char* op = "experts.put";
-  const Projection projection = projection_from_name(projection_name);
-  const DType dtype = dtype_from_name(op, "dtype", dtype_name);
+  const Projection projection = projection_from_name(op, projection_name);
   const bool down = projection == Projection::down;
-  const Array w(op, "weight", weight, element_of(dtype),
-                {down ? self.hidden_size() : self.intermediate_size(),
-                 down ? self.intermediate_size() : self.hidden_size()});
+  const SourceArrays w(op, weight, dtype_name, scales, zeros, self.format(projection),
+                       down ? self.hidden_size() : self.intermediate_size(),
+                       down ? self.intermediate_size() : self.hidden_size(), self.group_size());
   const ReleasedGil released;
-  self.put(expert, projection, w.read(), dtype, w.dim(0), w.dim(1));
+  self.put(expert, projection, w.source());
+}
+
+void put_bias(Experts& self, const std::string& projection_name, nb::handle bias) {
+  const char* op = "experts.put_bias";
+  const Projection projection = projection_from_name(op, projection_name);
+  const bool down = projection == Projection::down;
+  const Array b(op, "bias", bias, Element::float32,
+                {self.num_experts(), down ? self.hidden_size() : self.intermediate_size()});
+  self.put_bias(projection, b.read<float>());
 }
 
 }  // namespace
 
 void bind_weights(nb::module_& m) {
   nb::class_<Linear>(m, "Linear")
-      .def("__init__", &construct_linear, "weight"_a.none(), "dtype"_a, "format"_a, "group_size"_a,
-           "bias"_a.none() = nb::none(), "pool"_a.none() = nb::none(),
+      .def("__init__", &construct_linear, "weight"_a.none(), "dtype"_a, "scales"_a.none(),
+           "zeros"_a.none(), "format"_a, "group_size"_a, "bias"_a.none() = nb::none(),
+           "pool"_a.none() = nb::none(),
            "Pack weight (out_features, in_features); bias (out_features,) float32.")
       .def_prop_ro("out_features", [](const Linear& self) { return self.matrix().n; })
       .def_prop_ro("in_features", [](const Linear& self) { return self.matrix().k; })
-      .def_prop_ro("format", [](const Linear& self) { return name_of(self.matrix().format); })
+      .def_prop_ro("format", [](const Linear& self) { return info(self.matrix().format).name; })
       .def_prop_ro("group_size", [](const Linear& self) { return self.matrix().group_size; })
       .def_prop_ro("nbytes", &Linear::nbytes);
 
@@ -69,20 +156,25 @@ void bind_weights(nb::module_& m) {
       .def(
           "__init__",
           [](Experts* self, int num_experts, int hidden_size, int intermediate_size,
-             const std::string& gate, const std::string& up, const std::string& down,
+             const std::optional<std::string>& gate, const std::string& up, const std::string& down,
              int group_size) {
             const auto format = [](const std::string& name) {
               return format_from_name("experts", name.c_str());
             };
-            new (self) Experts(num_experts, hidden_size, intermediate_size, format(gate),
-                               format(up), format(down), group_size);
+            new (self) Experts(num_experts, hidden_size, intermediate_size,
+                               gate ? std::optional(format(*gate)) : std::nullopt, format(up),
+                               format(down), group_size);
           },
-          "num_experts"_a, "hidden_size"_a, "intermediate_size"_a, "gate"_a, "up"_a, "down"_a,
-          "group_size"_a)
-      .def("put", &put, "expert"_a, "projection"_a, "weight"_a.none(), "dtype"_a,
+          "num_experts"_a, "hidden_size"_a, "intermediate_size"_a, "gate"_a.none(), "up"_a,
+          "down"_a, "group_size"_a)
+      .def("put", &put, "expert"_a, "projection"_a, "weight"_a.none(), "dtype"_a, "scales"_a.none(),
+           "zeros"_a.none(),
            "Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, "
            "intermediate).")
+      .def("put_bias", &put_bias, "projection"_a, "bias"_a.none(),
+           "The biases of one projection, (num_experts, outputs) float32.")
       .def_prop_ro("complete", &Experts::complete)
+      .def_prop_ro("gated", &Experts::gated)
       .def_prop_ro("num_experts", &Experts::num_experts)
       .def_prop_ro("hidden_size", &Experts::hidden_size)
       .def_prop_ro("intermediate_size", &Experts::intermediate_size)

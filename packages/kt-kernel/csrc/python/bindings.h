@@ -82,7 +82,7 @@ class Flight {
 // Moe, what it runs on, and its calls in flight.
 class MoeHandle {
  public:
-  MoeHandle(std::shared_ptr<Experts> experts, int top_k, int max_tokens,
+  MoeHandle(std::shared_ptr<Experts> experts, Activation activation, int top_k, int max_tokens,
             std::shared_ptr<ThreadPool> pool);
   Moe& moe() { return moe_; }
   ThreadPool& pool() { return *pool_; }

@@ -96,7 +96,6 @@ struct Vec {
     std::memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
   }
-  static I sub_i(I a, I b) { return _mm256_sub_epi32(a, b); }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static void store_int8(int8_t* p, F x) {
     const I words = _mm256_cvtps_epi32(x);
@@ -111,20 +110,107 @@ struct Vec {
   static I low_nibbles(I x) { return _mm256_and_si256(x, _mm256_set1_epi8(0x0f)); }
   static I high_nibbles(I x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 
-  // maddubs wants unsigned x signed: |a| * (w with a's sign). 127 * 127 * 2 = 32258 cannot saturate
-  // int16.
-  static I dot_s8(I acc, I w, I a) {
-    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(w, a));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  static I and_i(I a, I b) { return _mm256_and_si256(a, b); }
+  static I or_i(I a, I b) { return _mm256_or_si256(a, b); }
+  template <int kBits>
+  static I shift_left(I x) {
+    return _mm256_slli_epi16(x, kBits);
   }
-  // Sums stay int16 for 8 steps: 8 * 2 * 15 * 127 = 30480 fits.
-  static I dot_u4(I acc, I w, I a) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, a)); }
-  static I finish_u4(I acc) { return _mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
-  static I offset_u4(const int16_t* sums) {
-    return _mm256_madd_epi16(broadcast4(sums), _mm256_set1_epi16(8));
+  template <int kBits>
+  static I shift_right(I x) {
+    return _mm256_srli_epi16(x, kBits);
+  }
+  static I lookup(const uint8_t (&table)[16], I index) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half), index);
+  }
+
+  static F load_f32(const std::byte* p, int64_t) { return load(reinterpret_cast<const float*>(p)); }
+  static I load_i(const std::byte* p, int64_t) { return load_i(p); }
+  static F load_bf16(const std::byte* p, int64_t) {
+    return load_bf16(reinterpret_cast<const uint16_t*>(p));
+  }
+  static F load_f16(const std::byte* p, int64_t) {
+    return load_f16(reinterpret_cast<const uint16_t*>(p));
+  }
+  static F load_u8(const std::byte* p, int64_t) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load8(p)));
+  }
+  static F load_e8m0(const std::byte* p, int64_t) {
+    const I e = _mm256_cvtepu8_epi32(load8(p));
+    const I zero = _mm256_cmpeq_epi32(e, _mm256_setzero_si256());
+    const I nan = _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255));
+    I bits = _mm256_slli_epi32(e, 23);
+    bits = _mm256_or_si256(bits, _mm256_and_si256(zero, _mm256_set1_epi32(0x00400000)));
+    return _mm256_castsi256_ps(
+        _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7fc00000))));
+  }
+  static F load_fp8(const std::byte* p, int64_t) {
+    // The byte in the upper half, one place to the right, its sign kept: an f16 / 256.
+    const __m128i high = _mm_unpacklo_epi8(_mm_setzero_si128(), load8(p));
+    const __m128i keep = _mm_set1_epi16(static_cast<int16_t>(0xbfff));
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(high, 1), keep));
+  }
+  static F load_each(const std::byte* p, int64_t) {
+    float x;
+    std::memcpy(&x, p, sizeof x);
+    return set1(x);
+  }
+  static I pair_s8(const std::byte* low, const std::byte* high, int64_t) {
+    const I a = _mm256_cvtepi8_epi32(load8(low)), b = _mm256_cvtepi8_epi32(load8(high));
+    return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+  }
+
+  // maddubs wants unsigned x signed: |w| * (a with w's sign). 128 * 127 * 2 = 32512 cannot saturate
+  // int16, but a second one could: each is widened at once.
+  static I dot_s8(const I (&w)[8], const int8_t* a) {
+    I sum = zero_i();
+    for (int j = 0; j < 8; ++j) {
+      const I x = _mm256_sign_epi8(broadcast4(a + 4 * j), w[j]);
+      sum = _mm256_add_epi32(sum, widen(_mm256_maddubs_epi16(_mm256_abs_epi8(w[j]), x)));
+    }
+    return sum;
+  }
+  // Products of unsigned weights up to kMost add up in int16 as long as kChain * 2 * kMost * 127
+  // stays within 32767: 8 of 15 (30480), 4 of 31 (31496), 2 of 63 (32004).
+  static I dot_u4(const I (&w)[8], const int8_t* a) { return dot_chained<15, 8>(w, a); }
+  static I dot_u5(const I (&w)[8], const int8_t* a) { return dot_chained<31, 4>(w, a); }
+  static I dot_u6(const I (&w)[8], const int8_t* a, I scales) {
+    // Either half of the block is multiplied by its own scale while it is widened: at most
+    // 4 * 2 * 32004 * 128 (3.3e7) in int32.
+    const I low = _mm256_blend_epi16(scales, _mm256_slli_epi32(scales, 16), 0xaa);
+    const I high = _mm256_blend_epi16(_mm256_srli_epi32(scales, 16), scales, 0xaa);
+    I sum = _mm256_madd_epi16(chain<63, 2>(w, a), low);
+    for (int j = 2; j < 8; j += 2) {
+      const I pairs = chain<63, 2>(w + j, a + 4 * j);
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, j < 4 ? low : high));
+    }
+    return sum;
+  }
+  static I subtract_offset(I dot, const int16_t* sums, I offset) {
+    return _mm256_sub_epi32(dot, _mm256_madd_epi16(broadcast4(sums), offset));
   }
 
  private:
+  static __m128i load8(const std::byte* p) {
+    return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  }
+  static I widen(I pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+  template <int kMost, int kChain>
+  static I chain(const I* w, const int8_t* a) {
+    static_assert(kChain * 2 * kMost * 127 <= 32767, "int16 sums would overflow");
+    I pairs = _mm256_maddubs_epi16(w[0], broadcast4(a));
+    for (int j = 1; j < kChain; ++j)
+      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[j], broadcast4(a + 4 * j)));
+    return pairs;
+  }
+  template <int kMost, int kChain>
+  static I dot_chained(const I (&w)[8], const int8_t* a) {
+    I sum = widen(chain<kMost, kChain>(w, a));
+    for (int j = kChain; j < 8; j += kChain)
+      sum = _mm256_add_epi32(sum, widen(chain<kMost, kChain>(w + j, a + 4 * j)));
+    return sum;
+  }
   static I first(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }

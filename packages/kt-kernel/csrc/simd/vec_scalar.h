@@ -111,7 +111,6 @@ struct Vec {
     std::memcpy(&four, p, 4);
     return set1_i(four);
   }
-  static I sub_i(I a, I b) { return a - b; }
   static F to_float(I x) { return __builtin_convertvector(x, F); }
   static void store_int8(int8_t* p, F x) {  // round to nearest even; |x| <= 127
     const F whole = round(x);
@@ -124,19 +123,93 @@ struct Vec {
   static I low_nibbles(I x) { return x & 0x0f0f0f0f; }  // of every byte, as bytes
   static I high_nibbles(I x) { return (x >> 4) & 0x0f0f0f0f; }
 
-  // acc += dot of the 4 signed bytes of each lane; both operands in [-127, 127].
-  static I dot_s8(I acc, I w, I a) {
-    for (int byte = 0; byte < 4; ++byte)
-      acc += ((w << (24 - 8 * byte)) >> 24) * ((a << (24 - 8 * byte)) >> 24);
-    return acc;
+  static I and_i(I a, I b) { return a & b; }
+  static I or_i(I a, I b) { return a | b; }
+  template <int kBits>
+  static I shift_left(I x) {  // of 16-bit lanes, as the next one
+    return reinterpret_cast<I>(reinterpret_cast<Halves>(x) << kBits);
   }
-  // The same with w in [0, 15], for at most 8 steps from zero; finish_u4 then gives int32 lanes.
-  static I dot_u4(I acc, I w, I a) { return dot_s8(acc, w, a); }
-  static I finish_u4(I acc) { return acc; }
-  // 8 * (sums[0] + sums[1]) in every lane: what offset-8 nibbles overcount in one block.
-  static I offset_u4(const int16_t* sums) { return set1_i(8 * (sums[0] + sums[1])); }
+  template <int kBits>
+  static I shift_right(I x) {
+    return reinterpret_cast<I>(reinterpret_cast<Halves>(x) >> kBits);
+  }
+  static I lookup(const uint8_t (&table)[16], I index) {  // of every byte, in [0, 15]
+    uint8_t bytes[sizeof(I)];
+    std::memcpy(bytes, &index, sizeof index);
+    for (uint8_t& byte : bytes) byte = table[byte];
+    std::memcpy(&index, bytes, sizeof index);
+    return index;
+  }
+
+  // Elements of the panels that one vector spans, `stride` bytes apart: 8 per panel, except
+  // load_each, which gives every lane of a panel its one float.
+  static F load_f32(const std::byte* p, int64_t) { return load(reinterpret_cast<const float*>(p)); }
+  static I load_i(const std::byte* p, int64_t) { return load_i(p); }
+  static F load_bf16(const std::byte* p, int64_t) {
+    return load_bf16(reinterpret_cast<const uint16_t*>(p));
+  }
+  static F load_f16(const std::byte* p, int64_t) {
+    return load_f16(reinterpret_cast<const uint16_t*>(p));
+  }
+  static F load_u8(const std::byte* p, int64_t) {
+    F x;
+    for (int i = 0; i < 8; ++i) x[i] = static_cast<float>(static_cast<uint8_t>(p[i]));
+    return x;
+  }
+  static F load_e8m0(const std::byte* p, int64_t) {  // 2^(byte - 127); 255: NaN
+    F x;
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t e = static_cast<uint8_t>(p[i]);
+      x[i] = kt::float_from_bits(e == 0 ? 0x00400000 : e == 255 ? 0x7fc00000 : e << 23);
+    }
+    return x;
+  }
+  static F load_fp8(const std::byte* p, int64_t) {  // e4m3 / 256; NaN codes are not looked for
+    F x;
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t byte = static_cast<uint8_t>(p[i]);
+      x[i] = kt::f16_to_float(static_cast<uint16_t>((byte & 0x80) << 8 | (byte & 0x7f) << 7));
+    }
+    return x;
+  }
+  static F load_each(const std::byte* p, int64_t) {
+    float x;
+    std::memcpy(&x, p, sizeof x);
+    return set1(x);
+  }
+  // Two signed bytes per lane as the low and the high 16 bits.
+  static I pair_s8(const std::byte* low, const std::byte* high, int64_t) {
+    I x;
+    for (int i = 0; i < 8; ++i)
+      x[i] = (static_cast<int8_t>(low[i]) & 0xffff) |
+             static_cast<int32_t>(static_cast<uint32_t>(static_cast<int8_t>(high[i])) << 16);
+    return x;
+  }
+
+  // Exact int32 dot products of 32 activations in [-127, 127] with the bytes of w: w[j] holds
+  // k = 4j .. 4j + 3 of every lane. s8: weights in [-128, 127]; u4, u5: in [0, 15], [0, 31].
+  static I dot_s8(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
+  static I dot_u4(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
+  static I dot_u5(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
+  // Weights in [0, 63], whose halves have int16 scales in the low and high half of each lane.
+  static I dot_u6(const I (&w)[8], const int8_t* a, I scales) {
+    return dot(w, a, 0, 4) * ((scales << 16) >> 16) + dot(w, a, 4, 8) * (scales >> 16);
+  }
+  // dot - (sums[0] * low int16 + sums[1] * high int16 of each lane of offset): what the halves of a
+  // block overcount, given the sums of their activations.
+  static I subtract_offset(I dot, const int16_t* sums, I offset) {
+    return dot - ((offset << 16) >> 16) * int32_t{sums[0]} - (offset >> 16) * int32_t{sums[1]};
+  }
 
  private:
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  static I dot(const I (&w)[8], const int8_t* a, int begin, int end) {
+    I sum{};
+    for (int j = begin; j < end; ++j)
+      for (int byte = 0; byte < 4; ++byte)
+        sum += ((w[j] << (24 - 8 * byte)) >> 24) * static_cast<int32_t>(a[4 * j + byte]);
+    return sum;
+  }
   static F as_float(I x) { return reinterpret_cast<F>(x); }
   static I as_int(F x) { return reinterpret_cast<I>(x); }
 };

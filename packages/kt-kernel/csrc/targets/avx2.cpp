@@ -12,6 +12,7 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <type_traits>
 
 #include "kt/half.h"
 #include "kt/kernels.h"
@@ -45,11 +46,17 @@ namespace kt {
 
 const Kernels& avx2_kernels() {
   static constexpr Kernels table = {
-      "avx2",
-#define KT_ENTRY(kernel, Args) &avx2::kernel,
+      .target = "avx2",
+#define KT_ENTRY(kernel, Args) .kernel = &avx2::kernel,
       KT_KERNELS(KT_ENTRY)
 #undef KT_ENTRY
-          & avx2::kProbes,
+#define KT_ENTRY(name, Struct) &avx2::gemm_##name,
+          .gemm = {KT_FORMATS(KT_ENTRY)},
+#undef KT_ENTRY
+#define KT_ENTRY(name, Struct) &avx2::pack_##name,
+      .pack = {KT_FORMATS(KT_ENTRY)},
+#undef KT_ENTRY
+      .probes = &avx2::kProbes,
   };
   return table;
 }

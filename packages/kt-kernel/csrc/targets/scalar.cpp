@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kt/half.h"
 #include "kt/kernels.h"
@@ -23,13 +24,28 @@ namespace kt {
 
 const Kernels& scalar_kernels() {
   static constexpr Kernels table = {
-      "scalar",
-#define KT_ENTRY(kernel, Args) &scalar::kernel,
+      .target = "scalar",
+#define KT_ENTRY(kernel, Args) .kernel = &scalar::kernel,
       KT_KERNELS(KT_ENTRY)
 #undef KT_ENTRY
-          & scalar::kProbes,
+#define KT_ENTRY(name, Struct) &scalar::gemm_##name,
+          .gemm = {KT_FORMATS(KT_ENTRY)},
+#undef KT_ENTRY
+#define KT_ENTRY(name, Struct) &scalar::pack_##name,
+      .pack = {KT_FORMATS(KT_ENTRY)},
+#undef KT_ENTRY
+      .probes = &scalar::kProbes,
   };
   return table;
+}
+
+const FormatInfo& info(Format format) {
+  static constexpr FormatInfo kInfos[] = {
+#define KT_ENTRY(name, Struct) scalar::Struct::kInfo,
+      KT_FORMATS(KT_ENTRY)
+#undef KT_ENTRY
+  };
+  return kInfos[static_cast<int>(format)];
 }
 
 }  // namespace kt

@@ -21,6 +21,9 @@ void force_target(const std::string& name);  // throws invalid_argument listing 
 // from, or empty where it has none. Throws on names that are not compiled in.
 std::string kernel_owner(const std::string& target, const std::string& kernel);
 
+// Entries of a kernel table: one per op, and gemm_<format> and pack_<format> of every format.
+std::vector<std::string> kernel_names();
+
 // Fault injection for tests of tests: while set, the named kernel of every target negates what it
 // writes. Proves that a result really came through that kernel. Empty name restores. Throws on an
 // unknown name.

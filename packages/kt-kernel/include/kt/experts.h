@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,12 +19,25 @@ class ThreadPool;
 
 enum class Projection : uint8_t { gate, up, down };
 
+// A weight matrix as a caller has it: floats, or already quantised as its FormatInfo says.
+struct Source {
+  const void* weight = nullptr;
+  DType dtype{};
+  bool quantized = false;
+  const void* scales = nullptr;
+  const uint8_t* zeros = nullptr;
+};
+
+// Pack `panels` of one matrix. Pure function of the source. Throws `[op] …` on quantised values that
+// the format cannot hold.
+void pack_panels(const char* op, const Source& source, const PackedMatrix& into, Range panels);
+
 class Linear {
  public:
-  // weight: (n, k) row-major of dtype; bias: [n] float or null. Packs in parallel on pool, or in
-  // this thread if null.
-  Linear(const void* weight, DType dtype, int n, int k, Format format, int group_size,
-         const float* bias, ThreadPool* pool);
+  // weight: (n, k) row-major; bias: [n] float or null. Packs in parallel on pool, or in this thread
+  // if null.
+  Linear(const Source& weight, int n, int k, Format format, int group_size, const float* bias,
+         ThreadPool* pool);
   const PackedMatrix& matrix() const { return matrix_; }
   const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }
   size_t nbytes() const { return storage_.size(); }
@@ -36,36 +50,38 @@ class Linear {
 
 class Experts {
  public:
-  // group_size: 32, 64 or 128 for the integer formats among the three; the float formats ignore it.
-  Experts(int num_experts, int hidden_size, int intermediate_size, Format gate, Format up,
-          Format down, int group_size);
+  // group_size: 32, 64 or 128, or 0 for one group per row, for the formats among the three that let
+  // the caller choose. No gate: experts of an activation that is not gated.
+  Experts(int num_experts, int hidden_size, int intermediate_size, std::optional<Format> gate,
+          Format up, Format down, int group_size);
 
   // Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden,
   // intermediate). Different (expert, projection) pairs may be put from different threads at once.
-  void put(int expert, Projection projection, const void* weight, DType dtype, int n, int k);
+  void put(int expert, Projection projection, const Source& weight);
+  // The bias added to a projection's outputs: [num_experts][n] float.
+  void put_bias(Projection projection, const float* bias);
   bool complete() const;  // every projection of every expert was put
   PackedMatrix matrix(int expert, Projection projection) const;
-  Format format(Projection projection) const { return formats_[static_cast<int>(projection)]; }
+  const float* bias(int expert, Projection projection) const;  // [n] or null
+  Format format(Projection projection) const {
+    return shapes_[static_cast<int>(projection)].format;
+  }
 
+  bool gated() const { return gated_; }
   int num_experts() const { return num_experts_; }
   int hidden_size() const { return hidden_size_; }
   int intermediate_size() const { return intermediate_size_; }
+  int group_size() const { return group_size_; }
   size_t nbytes() const { return storage_.size(); }
 
  private:
-  PackedMatrix shape(Projection projection) const;
-
-  int num_experts_, hidden_size_, intermediate_size_;
-  Format formats_[3];
-  int group_size_;
-  size_t offsets_[3]{},
-      expert_bytes_ = 0;  // an expert's gate, up, down lie together, each data then scales
+  int num_experts_, hidden_size_, intermediate_size_, group_size_;
+  bool gated_;
+  PackedMatrix shapes_[3];
+  size_t offsets_[3]{}, expert_bytes_ = 0;  // an expert's gate, up, down lie together
   AlignedBuffer storage_;
   std::vector<uint8_t> present_;  // [expert][projection], written by different threads at once
+  std::vector<float> biases_[3];
 };
-
-// Pack rows [rows.begin, rows.end) of one (n, k) matrix; rows.begin must be a multiple of
-// kPanelRows. Pure function.
-void pack_rows(const void* weight, DType dtype, const PackedMatrix& into, Range rows);
 
 }  // namespace kt

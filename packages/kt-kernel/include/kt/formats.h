@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weight formats and activation modes: what a packed matrix and a row of activations look like in
-// memory. Data layout only; the code that reads it is csrc/kernels/dequant-inl.h, the code that
-// writes it csrc/core/pack.cpp.
+// Weight formats and activation modes: what a packed matrix looks like in memory. Data layout only;
+// the code that reads and writes a format's bytes is its struct in csrc/formats.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +10,9 @@ namespace kt {
 
 // A panel is kPanelRows output rows (n), interleaved by 4 bytes of K, so that one 32-byte vector
 // load holds the same 4 bytes of K of 8 outputs. 8 = 32-bit lanes of a 256-bit register; wider
-// targets take two panels at once.
+// targets take two panels at once, so N is padded to whole pairs.
 inline constexpr int kPanelRows = 8;
+inline constexpr int kPanelPair = 2;
 // K is padded to whole blocks of 32: the activation quantisation group, and a multiple of every
 // interleave.
 inline constexpr int kBlock = 32;
@@ -20,8 +20,32 @@ inline constexpr int kBlock = 32;
 // (Q6_K).
 inline constexpr int kSumGroup = 16;
 
-enum class Format : uint8_t { float32, bf16, int8, int4 };
-inline constexpr int kNumFormats = 4;
+// The registry of weight formats: X(name, struct of csrc/formats). A new format is its struct and
+// one line here.
+#define KT_FORMATS(X)  \
+  X(float32, Float32)  \
+  X(bf16, Bf16)        \
+  X(f16, F16)          \
+  X(fp8, Fp8)          \
+  X(int8, Int8)        \
+  X(q8_0, Q8_0)        \
+  X(q6_k, Q6_K)        \
+  X(q5_k, Q5_K)        \
+  X(q4_1, Q4_1)        \
+  X(q4_k, Q4_K)        \
+  X(int4, Int4)        \
+  X(int4_zp, Int4Zp)   \
+  X(q4_0, Q4_0)        \
+  X(mxfp4, Mxfp4)
+
+enum class Format : uint8_t {
+#define KT_ENUM(name, Struct) name,
+  KT_FORMATS(KT_ENUM)
+#undef KT_ENUM
+};
+#define KT_COUNT(name, Struct) +1
+inline constexpr int kNumFormats = 0 KT_FORMATS(KT_COUNT);
+#undef KT_COUNT
 
 // How activations meet a weight. Part of the op, never of the machine: results may not depend on
 // the CPU.
@@ -31,25 +55,45 @@ enum class ActMode : uint8_t {
   int8_g32,  // symmetric int8 per 32 of K: scale = absmax / 127, round to nearest even
 };
 
-// Storage of one packed (N, K) matrix, N padded to kPanelRows, K padded to kBlock, pads zero:
+// The scales that come with weights which are already quantised.
+enum class SourceScales : uint8_t {
+  none,      // the weights carry them, or have none
+  group,     // float32 [n][ceil(k / group_size)]
+  tile,      // float32 [ceil(n / 128)][ceil(k / 128)]
+  exponent,  // uint8 e8m0 [n][k / 32]: 2^(byte - 127)
+};
+
+// What is known of a format without touching a byte of it. Storage of one packed (N, K) matrix, N
+// padded to 16, K to kBlock (or to the format's own super-block), pads zero, is [N/8] panels, each
 //
-//   float32  float   data[N/8][K][8]
-//   bf16     uint16  data[N/8][K/2][8][2]
-//   int8     int8    data[N/8][K/4][8][4]       value = scale * q,       q in [-127, 127]
-//   int4     uint8   data[N/8][K/32][4][8][4]   value = scale * (q - 8), q in [1, 15], pads 8
-//   scales   bf16    scales[N/8][ceil(K/group_size)][8]
+//   header [ceil(K / group)][header_bytes], padded to 64 bytes
+//   data   [K / 32][data_bytes]
 //
-// int4: byte [j][row][b] of a block of 32 holds element 4*j + b in its low nibble and the one 16
-// further on in its high nibble, so that masking (and shifting by 4) yields int8 panels without a
-// shuffle. Scales: absmax / 127 or absmax / 7, rounded to bf16 before q is computed, so that
-// rounding the scale adds no bias.
+// so that a matrix is one stream of memory, in the order in which it is multiplied.
+struct FormatInfo {
+  const char* name;
+  ActMode act_mode;
+  int data_bytes;    // of a block: 32 of K of 8 rows
+  int header_bytes;  // of a group of K of 8 rows: scales, minima
+  int group;  // K that shares a header: 0 = none, kChosenGroup = the caller's group_size, else fixed
+  // Already quantised weights, as a checkpoint holds them: source_bytes for every source_k of a
+  // row. 0: the format takes floats only.
+  int source_k, source_bytes;
+  SourceScales source_scales;
+  bool source_zeros;   // uint8 [n][ceil(k / group_size)] zero points come with them
+  bool takes_floats;   // can be made from float weights
+  float weight_error;  // RMS rounding error / RMS weight, normal weights, smallest group
+  const char* layout;  // for people
+};
+inline constexpr int kChosenGroup = -1;
+
 struct PackedMatrix {
   Format format{};
   int n = 0, k = 0;  // logical shape: (out, in)
   int n_padded = 0, k_padded = 0;
-  int group_size = 0;                // 0 for the float formats, else 32, 64 or 128
-  const std::byte* data = nullptr;   // 64-byte aligned
-  const uint16_t* scales = nullptr;  // bf16, or null
+  int group_size = 0;  // K that shares a header; 0: none
+  int64_t header_bytes = 0, panel_bytes = 0;  // of one panel: its whole header, all of it
+  std::byte* data = nullptr;                  // 64-byte aligned
 };
 
 // The longest row or column of a matrix, and the most bytes of one allocation (a 47-bit address
@@ -57,21 +101,19 @@ struct PackedMatrix {
 inline constexpr int kMaxExtent = 1 << 24;
 inline constexpr size_t kMaxBytes = size_t{1} << 47;
 
-constexpr int round_up(int value, int multiple) {
+template <class T>
+constexpr T round_up(T value, T multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-const char* name_of(Format format);
+const FormatInfo& info(Format format);
 Format format_from_name(const char* op,
                         const char* name);  // throws invalid_argument listing the known names
-ActMode default_act_mode(Format format);    // float32: f32, bf16: bf16, int8 and int4: int8_g32
-size_t data_bytes(Format format, int n, int k);  // of PackedMatrix::data, rounded up to 64
-size_t scale_bytes(Format format, int n, int k,
-                   int group_size);  // of PackedMatrix::scales, rounded up to 64
 
-// A matrix of this shape whose data lies at `at` and whose scales follow it. Throws `[op] …` on a
-// bad shape or group.
-PackedMatrix place_matrix(const char* op, Format format, int n, int k, int group_size,
-                          const std::byte* at);
+// A matrix of this shape, its data not yet anywhere. group_size 0 is one group per row (scales per
+// output channel); formats with a group of their own, or none, ignore it. Throws `[op] …` on a bad
+// shape or group.
+PackedMatrix shape_matrix(const char* op, Format format, int n, int k, int group_size);
+size_t matrix_bytes(const PackedMatrix& matrix);  // a multiple of 64
 
 }  // namespace kt

@@ -20,45 +20,91 @@ struct Range {
   int64_t begin, end;
 };
 
-// Activation rows in one ActMode, K padded with zeros to kBlock. bf16 rows are floats that bf16 can
-// hold: a target without bf16 products multiplies them as they are. Read only by the gemm of the
-// target that prepared them.
-struct ActRows {
+// Rows of a gemm that one unpacked block of weights meets: enough to make the unpacking cheap, few
+// enough that their activations (64 KiB at K = 2048) stay in the second-level cache.
+inline constexpr int kTileRows = 32;
+
+// At most kTileRows activation rows in one ActMode, K padded with zeros to kBlock, ordered as a gemm
+// reads them. bf16 rows are floats that bf16 can hold. A tile of one row is a plain row.
+struct ActTile {
   ActMode mode{};
+  int rows = 0;
   int k_padded = 0;
-  void* data = nullptr;     // [rows][k_padded] float | float | int8
-  float* scales = nullptr;  // int8_g32: [rows][k_padded / 32]
-  int16_t* sums = nullptr;  // int8_g32: [rows][k_padded / 16]
+  void* data = nullptr;           // [k_padded / 32][rows][32] float | float | int8
+  float* scales = nullptr;        // int8_g32: [k_padded / 32][rows]
+  float* scaled_sums = nullptr;   // int8_g32: [k_padded / 32][rows], scale * sum
+  int16_t* sums = nullptr;        // int8_g32: [k_padded / 32][rows][2], per 16
 };
 
-// Where `rows` activation rows lie in act_bytes() bytes at `at`, 64-byte aligned.
-size_t act_bytes(ActMode mode, int64_t rows, int k_padded);
-ActRows act_rows(ActMode mode, int64_t rows, int k_padded, std::byte* at);
+// Bytes of one row in a tile, a multiple of 64: a tile of n rows takes at most n of it.
+constexpr size_t act_row_bytes(ActMode mode, int k_padded) {
+  const size_t k = static_cast<size_t>(k_padded), blocks = k / kBlock;
+  const size_t bytes = mode == ActMode::int8_g32
+                           ? k + blocks * (2 * sizeof(float) + 2 * sizeof(int16_t))
+                           : k * sizeof(float);
+  return (bytes + 63) / 64 * 64;
+}
 
-// Convert source rows (row stride `stride` elements) into `out`, rows `rows`. A non-finite int8_g32
+// The tile whose bytes begin at `at`, 64-byte aligned.
+inline ActTile act_tile(ActMode mode, int rows, int k_padded, std::byte* at) {
+  ActTile tile{mode, rows, k_padded, at, nullptr, nullptr, nullptr};
+  if (mode == ActMode::int8_g32) {
+    const size_t elements = static_cast<size_t>(rows) * k_padded;
+    tile.scales = reinterpret_cast<float*>(at + elements);
+    tile.scaled_sums = tile.scales + elements / kBlock;
+    tile.sums = reinterpret_cast<int16_t*>(tile.scaled_sums + elements / kBlock);
+  }
+  return tile;
+}
+
+// Convert rows of x (row stride `stride` elements) into rows `rows` of `out`, blocks `blocks` of K:
+// x points at the first of these rows and blocks, and has `columns` of them. A non-finite int8_g32
 // block gets a NaN scale, so that the whole output row becomes NaN and no other row notices.
 struct PrepareRowsArgs {
   const void* x;  // [rows][stride] of dtype
   DType dtype;
   int64_t stride;
-  int k;
-  ActRows out;
+  int64_t columns;
+  ActTile out;
   Range rows;
+  Range blocks;
 };
 
-// c[m][n] (+)= bias[n] + sum_k a[row(m)][k] * b[n][k], for m in rows and the output rows of panels.
-// K is summed in one fixed order per output, so a row does not depend on M, on the range or on its
-// neighbours.
+// out row i = prepared row ids[i] of `rows`, tiles of one row act_row_bytes() apart.
+struct GatherRowsArgs {
+  std::byte* rows;
+  const int32_t* ids;  // [out.rows]
+  ActTile out;
+
+  ActTile row_of(int32_t id) const {
+    const size_t bytes = act_row_bytes(out.mode, out.k_padded);
+    return act_tile(out.mode, 1, out.k_padded, rows + static_cast<size_t>(id) * bytes);
+  }
+};
+
+// c[m][n] (+)= bias[n] + sum_k a[m][k] * b[n][k], for all rows of a and the output rows of panels.
+// K is summed in one fixed order per output, so a row does not depend on its neighbours or on their
+// number.
 struct GemmArgs {
-  ActRows a;
-  const int32_t* row_ids;  // a-row of output row m, or null for identity
+  ActTile a;
   PackedMatrix b;
   const float* bias;  // [n] or null
-  float* c;           // [M][c_stride]
+  float* c;           // [a.rows][c_stride], column 0 = the first output of panels
   int64_t c_stride;
   bool accumulate;
-  Range rows;
-  Range panels;  // of kPanelRows output columns
+  Range panels;  // of kPanelRows outputs; begin a multiple of kPanelPair, end too or the last one
+};
+
+// Rows of a weight matrix become panels. Weights are floats, or already quantised as the format's
+// FormatInfo says.
+struct PackArgs {
+  const void* weight;  // floats [n][k] of dtype; quantised [n][k / source_k][source_bytes]
+  DType dtype;
+  bool quantized;
+  const void* scales;    // as FormatInfo::source_scales, or null
+  const uint8_t* zeros;  // if FormatInfo::source_zeros
+  PackedMatrix into;
+  Range panels;
 };
 
 // h = f(gate, up) of an MLP, with L = limit, clamp(x) = min(max(x, -L), L), silu(x) = x sigmoid(x):
@@ -190,10 +236,7 @@ struct RouteArgs {
 // `--matrix`.
 #define KT_KERNELS(X)               \
   X(prepare_rows, PrepareRowsArgs)  \
-  X(gemm_float32, GemmArgs)         \
-  X(gemm_bf16, GemmArgs)            \
-  X(gemm_int8, GemmArgs)            \
-  X(gemm_int4, GemmArgs)            \
+  X(gather_rows, GatherRowsArgs)    \
   X(activate, ActivateArgs)         \
   X(add, AddArgs)                   \
   X(combine, CombineArgs)           \
@@ -211,8 +254,9 @@ struct Kernels {
 #define KT_FIELD(kernel, Args) void (*kernel)(const Args&) = nullptr;
   KT_KERNELS(KT_FIELD)
 #undef KT_FIELD
-  const Probes* probes = nullptr;                      // what measures this target, no op
-  void (*gemm(Format format) const)(const GemmArgs&);  // the entry of one format
+  void (*gemm[kNumFormats])(const GemmArgs&) = {};
+  void (*pack[kNumFormats])(const PackArgs&) = {};
+  const Probes* probes = nullptr;  // what measures this target, no op
 };
 
 }  // namespace kt

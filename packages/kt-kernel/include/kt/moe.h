@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Mixture-of-Experts op: y[t] = sum_s weight[t][s] * down(silu(gate(x[t])) * up(x[t])) over the
-// routed experts. Tokens are grouped by expert, so that each expert's weights are read once per
-// call whatever the number of tokens.
+// The Mixture-of-Experts op: y[t] = sum_s weight[t][s] * (down(activation(gate(x[t]), up(x[t]))) +
+// biases) over the routed experts. Tokens are grouped by expert, so that each expert's weights are
+// read once per call whatever the number of tokens.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,9 @@ struct MoeCall {
 class Moe {
  public:
   // All scratch is bounded by max_tokens * top_k, allocated here and shared by the layers of one
-  // pool. Throws if experts are incomplete.
-  Moe(std::shared_ptr<const Experts> experts, int top_k, int max_tokens, ThreadPool& pool);
+  // pool. Throws if experts are incomplete, or have a gate the activation does not use.
+  Moe(std::shared_ptr<const Experts> experts, Activation activation, int top_k, int max_tokens,
+      ThreadPool& pool);
   ~Moe();
 
   // SPMD body: one call of the layer over call.rows (or fewer live rows). An id outside [-1,

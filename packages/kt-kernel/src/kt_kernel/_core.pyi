@@ -2,6 +2,7 @@
 """C++ core of kt_kernel. Private: use kt_kernel."""
 
 from collections.abc import Sequence
+from typing import Any
 
 def available_targets() -> list[str]:
     """Targets this machine can run, best first."""
@@ -26,11 +27,8 @@ def negate_kernel(name: str) -> None:
 def kernel_names() -> list[str]:
     """Entries of the kernel table."""
 
-def format_names() -> list[str]:
-    """Weight formats."""
-
-def default_act_mode(format: str) -> str:
-    """How activations meet weights of this format: f32, bf16 or int8_g32."""
+def formats() -> list[dict[str, Any]]:
+    """The facts of every weight format, in the order of the registry."""
 
 class Router:
     """How experts and weights follow from router logits."""
@@ -68,6 +66,8 @@ class Linear:
         self,
         weight: object | None,
         dtype: str,
+        scales: object | None,
+        zeros: object | None,
         format: str,
         group_size: int,
         bias: object | None = None,
@@ -92,12 +92,25 @@ class Experts:
         num_experts: int,
         hidden_size: int,
         intermediate_size: int,
-        gate: str,
+        gate: str | None,
         up: str,
         down: str,
         group_size: int,
     ) -> None: ...
-    def put(self, expert: int, projection: str, weight: object | None, dtype: str) -> None:
+    def put_bias(self, projection: str, bias: object | None) -> None:
+        """The biases of one projection, (num_experts, outputs) float32."""
+
+    @property
+    def gated(self) -> bool: ...
+    def put(
+        self,
+        expert: int,
+        projection: str,
+        weight: object | None,
+        dtype: str,
+        scales: object | None,
+        zeros: object | None,
+    ) -> None:
         """
         Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden,
         intermediate).
@@ -121,7 +134,16 @@ class Ticket:
     def done(self) -> bool: ...
 
 class MoE:
-    def __init__(self, experts: Experts, top_k: int, max_tokens: int, pool: ThreadPool) -> None: ...
+    def __init__(
+        self,
+        experts: Experts,
+        activation: str,
+        limit: float,
+        alpha: float,
+        top_k: int,
+        max_tokens: int,
+        pool: ThreadPool,
+    ) -> None: ...
     def forward(
         self,
         hidden: object | None,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from kt_kernel import _core
 from kt_kernel.arrays import typed
 from kt_kernel.scalars import int32
+from kt_kernel.source import source_of
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Experts", "Projection")
@@ -32,7 +33,7 @@ class Experts:
         hidden_size: int,
         intermediate_size: int,
         *,
-        gate: str = "int4",
+        gate: str | None = "int4",
         up: str = "int4",
         down: str = "int4",
         group_size: int = 32,
@@ -43,10 +44,12 @@ class Experts:
             num_experts: number of experts.
             hidden_size: width of the layer's input and output.
             intermediate_size: width between up and down.
-            gate: weight format of the gate projection, a key of `formats.FORMATS`.
+            gate: weight format of the gate projection, a key of `formats.FORMATS`; None for an
+                activation without a gate.
             up: weight format of the up projection.
             down: weight format of the down projection.
-            group_size: weights along K that share a scale; the float formats ignore it.
+            group_size: weights along K that share a scale: 32, 64 or 128, or 0 for one scale per
+                row. Formats with a group of their own, or none, ignore it.
 
         Raises:
             ValueError: a size below 1 or beyond any model, an unknown format or a group size it
@@ -114,31 +117,65 @@ class Experts:
 
         def put_expert(expert: int) -> None:
             for projection, (array, name) in (("gate", gate), ("up", up), ("down", down)):
-                experts._core.put(expert, projection, array[expert], name)
+                experts._core.put(expert, projection, array[expert], name, None, None)
 
         with ThreadPoolExecutor(pool.num_threads) as packers:
             list(packers.map(put_expert, range(num_experts)))
         return experts
 
     def put(
-        self, expert: int, projection: Projection, weight: object, *, dtype: str | None = None
+        self,
+        expert: int,
+        projection: Projection,
+        weight: object,
+        *,
+        scales: object | None = None,
+        zeros: object | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Pack one projection of one expert. Releases the GIL.
 
         Thread-safe for different (expert, projection) pairs; not while a MoE uses these experts.
 
+        Floats are rounded to the format. Weights that are already quantised are taken as they are,
+        as bytes (uint8, int8 or float8_e4m3fn):
+
+        - GGUF types: (n, bytes of a row), the blocks of the file.
+        - "int8", "int4", "int4_zp": (n, k), one value per byte (4-bit ones in [0, 15]); `scales`
+          (n, groups) are rounded to bf16, `zeros` (n, groups) are "int4_zp"'s; "int4" is centred
+          on 8.
+        - "fp8": (n, k) e4m3; `scales` (n / 128, k / 128), rounded up.
+        - "mxfp4": (n, k / 2), neighbours in one byte, the first one low; `scales` (n, k / 32) uint8
+          exponents.
+
         Args:
             expert: index in [0, num_experts).
             projection: "gate", "up" or "down".
             weight: gate and up (intermediate_size, hidden_size), down (hidden_size,
-                intermediate_size); float32, bf16 or f16.
+                intermediate_size); float32, bf16 or f16, or bytes as above.
+            scales: of quantised weights.
+            zeros: of quantised weights.
             dtype: "bf16" if `weight` is bare uint16 bits.
 
         Raises:
-            ValueError: index, projection, dtype, layout or shape is wrong.
+            ValueError: index, projection, dtype, layout or shape is wrong, or a quantised value is
+                none of the format's.
         """
         expert = int32("experts.put", "expert", expert)
-        self._core.put(expert, projection, *typed("experts.put", "weight", weight, dtype))
+        source = source_of("experts.put", weight, scales, zeros, dtype)
+        self._core.put(expert, projection, *source)
+
+    def put_bias(self, projection: Projection, bias: object) -> None:
+        """Set the biases that are added to a projection's outputs. Not while a MoE uses them.
+
+        Args:
+            projection: "gate", "up" or "down".
+            bias: (num_experts, outputs of the projection) float32.
+
+        Raises:
+            ValueError: wrong projection, dtype, layout or shape.
+        """
+        self._core.put_bias(projection, bias)
 
     @property
     def complete(self) -> bool:
@@ -149,6 +186,11 @@ class Experts:
     def nbytes(self) -> int:
         """Bytes of packed storage."""
         return self._core.nbytes
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate projection."""
+        return self._core.gated
 
     @property
     def num_experts(self) -> int:

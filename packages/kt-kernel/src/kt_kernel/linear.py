@@ -2,8 +2,8 @@
 """One packed matrix of a dense layer. Storage only: `Stream.linear` and `Graph.linear` compute."""
 
 from kt_kernel import _core
-from kt_kernel.arrays import typed
 from kt_kernel.scalars import int32
+from kt_kernel.source import source_of
 from kt_kernel.thread_pool import ThreadPool
 
 __all__ = ("Linear",)
@@ -22,6 +22,8 @@ class Linear:
         *,
         format: str = "int4",
         group_size: int = 32,
+        scales: object | None = None,
+        zeros: object | None = None,
         bias: object | None = None,
         pool: ThreadPool | None = None,
         dtype: str | None = None,
@@ -29,9 +31,13 @@ class Linear:
         """Pack a matrix.
 
         Args:
-            weight: (out_features, in_features) float32, bf16 or f16.
+            weight: (out_features, in_features) float32, bf16 or f16; or already quantised bytes,
+                as `Experts.put` takes them.
             format: weight format, a key of `formats.FORMATS`.
-            group_size: weights along K that share a scale; the float formats ignore it.
+            group_size: weights along K that share a scale: 32, 64 or 128, or 0 for one scale per
+                row. Formats with a group of their own, or none, ignore it.
+            scales: of quantised weights, as `Experts.put` takes them.
+            zeros: of quantised weights, as `Experts.put` takes them.
             bias: (out_features,) float32, or None.
             pool: packs with these threads; None packs on the calling thread.
             dtype: "bf16" if `weight` is bare uint16 bits.
@@ -39,10 +45,10 @@ class Linear:
         Raises:
             ValueError: wrong dtype, layout or shape, an unknown format or group size.
         """
-        array, name = typed("linear.pack", "weight", weight, dtype)
+        source = source_of("linear.pack", weight, scales, zeros, dtype)
         core_pool = pool._core if pool is not None else None
         groups = int32("linear.pack", "group_size", group_size)
-        return cls(_core.Linear(array, name, format, groups, bias, core_pool))
+        return cls(_core.Linear(*source, format, groups, bias, core_pool))
 
     @property
     def out_features(self) -> int:
@@ -61,7 +67,7 @@ class Linear:
 
     @property
     def group_size(self) -> int:
-        """Weights along K that share a scale; 0 for the float formats."""
+        """Weights along K that share a header; 0 if there is none."""
         return self._core.group_size
 
     @property

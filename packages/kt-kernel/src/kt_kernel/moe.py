@@ -2,8 +2,8 @@
 """The Mixture-of-Experts layer: routed experts over a batch of tokens. Routing is `Stream.route`.
 
 y[t] = sum over slots s with topk_ids[t][s] >= 0 of
-       topk_weights[t][s] * down(silu(gate(x[t])) * up(x[t]))
-with the projections gate, up and down of expert topk_ids[t][s].
+       topk_weights[t][s] * down(activation(gate(x[t]), up(x[t])))
+with the projections gate, up and down, and their biases, of expert topk_ids[t][s].
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kt_kernel import _core
+from kt_kernel.activation import Activation, core_arguments
 from kt_kernel.arrays import typed
 from kt_kernel.experts import Experts
 from kt_kernel.scalars import int32
@@ -23,8 +24,6 @@ Ticket = _core.Ticket
 
 It owns references to the arrays and the MoE; dropping it waits.
 """
-
-_ACTIVATIONS = ("silu",)
 
 
 def call_arguments(
@@ -47,7 +46,7 @@ class MoE:
     Args:
         experts: complete packed experts; may be shared by several MoE objects.
         top_k: experts per token: the width of `topk_ids`.
-        activation: "silu".
+        activation: what lies between gate, up and down; a name stands for `Activation(name)`.
         max_tokens: most tokens of one call.
         pool: the threads that compute.
 
@@ -55,8 +54,8 @@ class MoE:
     or on the number of threads. A NaN or Inf row gives a non-finite row and touches no other.
 
     Raises:
-        ValueError: incomplete experts, sizes below 1, max_tokens * top_k beyond int32 or an unknown
-            activation.
+        ValueError: incomplete experts, sizes below 1, max_tokens * top_k beyond int32, an unknown
+            activation, or one that wants a gate which the experts lack (or the reverse).
         MemoryError: the scratch does not fit in memory.
     """
 
@@ -65,17 +64,14 @@ class MoE:
         experts: Experts,
         *,
         top_k: int,
-        activation: str = "silu",
+        activation: Activation | str = "silu",
         max_tokens: int = 4096,
         pool: ThreadPool,
     ) -> None:
-        if activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"[moe] activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}"
-            )
         self.experts = experts
         self._core = _core.MoE(
             experts._core,
+            *core_arguments(activation),
             int32("moe", "top_k", top_k),
             int32("moe", "max_tokens", max_tokens),
             pool._core,

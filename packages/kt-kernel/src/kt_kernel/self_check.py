@@ -110,7 +110,7 @@ def _distance(x: _Float64, y: _Float64) -> float:
 
 
 def _cases(pool: ThreadPool) -> Iterator[_Case]:
-    for weight_format in FORMATS.values():
+    for weight_format in (each for each in FORMATS.values() if each.takes_floats):
         yield _linear(weight_format, pool)
         yield _moe(weight_format, pool)
     yield from _rows()

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights that are multiplied as floats: float32, bf16, f16 and fp8 (e4m3 with a float scale per
+// 128 x 128, as DeepSeek-V3 publishes). Textual, included inside a target's namespace.
+
+struct Float32 : FloatWeights {
+  static constexpr FormatInfo kInfo = {
+      .name = "float32", .act_mode = ActMode::f32, .data_bytes = kBlock * kPanelRows * 4,
+      .header_bytes = 0, .group = 0, .source_k = 0, .source_bytes = 0,
+      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
+      .weight_error = 0.0f, .layout = "data float32 [K][8]"};
+
+  static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
+    return Vec::load_f32(block + k * 32, stride);
+  }
+  static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
+    const FloatRow from = float_row(args, row);
+    for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
+      float x[kBlock];
+      from.load(block, x);
+      std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
+      for (int i = 0; i < kBlock; ++i) put(data, i * kPanelRows + to.lane, x[i]);
+    }
+  }
+};
+
+// Pairs of K in a word: what the bfloat16 dot products of newer CPUs multiply.
+struct Bf16 : FloatWeights {
+  static constexpr FormatInfo kInfo = {
+      .name = "bf16", .act_mode = ActMode::bf16, .data_bytes = kBlock * kPanelRows * 2,
+      .header_bytes = 0, .group = 0, .source_k = 0, .source_bytes = 0,
+      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
+      .weight_error = 0.0017f, .layout = "data bfloat16 [K/2][8][2]"};
+
+  static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
+    const Vec::I pairs = Vec::load_i(block + k / 2 * 32, stride);
+    return k % 2 == 0 ? Vec::even_bf16(pairs) : Vec::odd_bf16(pairs);
+  }
+  static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
+    const FloatRow from = float_row(args, row);
+    for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
+      float x[kBlock];
+      uint16_t rounded[kBlock];
+      from.load(block, x);
+      for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::store_bf16(rounded + i, Vec::load(x + i));
+      std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
+      for (int i = 0; i < kBlock / 2; ++i) put_word(data, i, to.lane, rounded + 2 * i);
+    }
+  }
+};
+
+struct F16 : FloatWeights {
+  static constexpr FormatInfo kInfo = {
+      .name = "f16", .act_mode = ActMode::f32, .data_bytes = kBlock * kPanelRows * 2,
+      .header_bytes = 0, .group = 0, .source_k = 0, .source_bytes = 0,
+      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
+      .weight_error = 0.00021f, .layout = "data float16 [K][8]"};
+
+  static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
+    return Vec::load_f16(block + k * 16, stride);
+  }
+  static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
+    const FloatRow from = float_row(args, row);
+    for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
+      float x[kBlock];
+      uint16_t rounded[kBlock];
+      from.load(block, x);
+      for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::store_f16(rounded + i, Vec::load(x + i));
+      std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
+      for (int i = 0; i < kBlock; ++i) put(data, i * kPanelRows + to.lane, rounded[i]);
+    }
+  }
+};
+
+// e4m3 without infinities (OCP OFP8; Micikevicius et al. 2022): value = scale * e4m3. The panel
+// keeps one float per 128 of K, because 8 rows lie in one tile of 128.
+struct Fp8 : FloatWeights {
+  static constexpr int kTile = 128;
+  static constexpr FormatInfo kInfo = {
+      .name = "fp8", .act_mode = ActMode::bf16, .data_bytes = kBlock * kPanelRows,
+      .header_bytes = 4, .group = kTile, .source_k = 1, .source_bytes = 1,
+      .source_scales = SourceScales::tile, .source_zeros = false, .takes_floats = false,
+      .weight_error = 0.026f, .layout = "header float32 [K/128], data e4m3 [K][8]; scale * value"};
+
+  static Vec::F load(const std::byte* block, int k, const std::byte* group, int64_t stride) {
+    // load_fp8 gives value / 256 (its exponent as that of an f16); 256 is exact in the scale.
+    const Vec::F scale = Vec::mul(Vec::load_each(group, stride), Vec::set1(256.0f));
+    return Vec::mul(Vec::load_fp8(block + k * 8, stride), scale);
+  }
+  static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
+    const int k = args.into.k;
+    const int64_t tiles = (k + kTile - 1) / kTile;
+    const auto* from = static_cast<const uint8_t*>(args.weight) + row * k;
+    const auto* scales = static_cast<const float*>(args.scales) + row / kTile * tiles;
+    for (int64_t tile = 0; tile < tiles && row >= 0; ++tile)
+      put(to.header, static_cast<int>(tile), scales[tile]);
+    for (int i = 0; i < args.into.k_padded; ++i) {
+      const uint8_t value = row >= 0 && i < k ? from[i] : 0;
+      to.data[int64_t{i} * kPanelRows + to.lane] = static_cast<std::byte>(value);
+    }
+  }
+};

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// GGUF's K-quants: Q4_K, Q5_K and Q6_K, super-blocks of 256 whose sub-blocks have integer scales
+// (block_q4_K … of ggml-common.h). Repacked from a file's bytes; 6-bit scales become bytes. Textual,
+// included inside a target's namespace.
+
+inline constexpr int kSuper = 256;
+inline constexpr int kSubBlocks = kSuper / kBlock;
+
+// The header of a super-block of Q4_K and Q5_K: float16 d[8], dmin[8], uint8 scales[8 sub][8],
+// minima[8 sub][8]; value = d * scale * q - dmin * minimum.
+struct KHeader {
+  static constexpr int kScales = 4 * kPanelRows;
+  static constexpr int kMinima = kScales + kSubBlocks * kPanelRows;
+  static constexpr int kBytes = kMinima + kSubBlocks * kPanelRows;
+
+  static Vec::F scale(const std::byte* group, int sub, int64_t stride) {
+    return Vec::mul(Vec::load_f16(group, stride),
+                    Vec::load_u8(group + kScales + sub * kPanelRows, stride));
+  }
+  static Vec::F minimum(const std::byte* group, int sub, int64_t stride) {
+    return Vec::neg(Vec::mul(Vec::load_f16(group + 2 * kPanelRows, stride),
+                             Vec::load_u8(group + kMinima + sub * kPanelRows, stride)));
+  }
+  // from: float16 d, dmin, then 8 scales and 8 minima of 6 bits in 12 bytes.
+  static void put_from(const uint8_t* from, std::byte* header, int lane) {
+    put(header, lane, get<uint16_t>(from));
+    put(header + 2 * kPanelRows, lane, get<uint16_t>(from + 2));
+    const uint8_t* packed = from + 4;
+    for (int sub = 0; sub < kSubBlocks; ++sub) {
+      const bool first = sub < 4;
+      const int low = packed[sub + 4], top = first ? 0 : packed[sub - 4];
+      const int scale = first ? packed[sub] & 63 : (low & 15) | (top >> 6) << 4;
+      const int minimum = first ? low & 63 : (low >> 4) | (packed[sub] >> 6) << 4;
+      put(header + kScales, sub * kPanelRows + lane, static_cast<uint8_t>(scale));
+      put(header + kMinima, sub * kPanelRows + lane, static_cast<uint8_t>(minimum));
+    }
+  }
+};
+
+// body(source bytes or null, header, first block's data) for every super-block of a row.
+template <class Struct, class Body>
+inline void for_each_super(const PackArgs& args, int64_t row, const Lane& to, Body&& body) {
+  constexpr FormatInfo kInfo = Struct::kInfo;
+  const int supers = args.into.k / kSuper;
+  const auto* from =
+      static_cast<const uint8_t*>(args.weight) + row * int64_t{supers} * kInfo.source_bytes;
+  static constexpr uint8_t kZeros[kInfo.source_bytes] = {};
+  for (int64_t super = 0; super < supers; ++super)
+    body(row < 0 ? kZeros : from + super * kInfo.source_bytes,
+         to.header + super * kInfo.header_bytes,
+         to.data + super * kSubBlocks * kInfo.data_bytes);
+}
+
+struct Q4_K : MinimumNibbles {
+  static constexpr FormatInfo kInfo = {
+      .name = "q4_k", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows / 2,
+      .header_bytes = KHeader::kBytes, .group = kSuper, .source_k = kSuper, .source_bytes = 144,
+      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = false,
+      .weight_error = 0.076f,
+      .layout = "header [K/256] of float16 d [8], dmin [8], uint8 scales [8][8], minima [8][8]; "
+                "data as int4; value = d * scale * q - dmin * minimum"};
+
+  static Vec::F scale(const std::byte* group, int sub, int64_t stride) {
+    return KHeader::scale(group, sub, stride);
+  }
+  static Vec::F operands(const std::byte* group, int sub, int64_t stride) {
+    return KHeader::minimum(group, sub, stride);
+  }
+  static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
+    for_each_super<Q4_K>(args, row, to,
+                         [&](const uint8_t* from, std::byte* header, std::byte* data) {
+      KHeader::put_from(from, header, to.lane);
+      for (int sub = 0; sub < kSubBlocks; ++sub) {
+        uint8_t q[kBlock];
+        const uint8_t* bytes = from + 16 + sub / 2 * kBlock;  // two sub-blocks share 32 bytes
+        for (int i = 0; i < kBlock; ++i) q[i] = bytes[i] >> (sub % 2 * 4) & 15;
+        put_nibbles(data + sub * kInfo.data_bytes, to.lane, q);
+      }
+    });
+  }
+};
+
+struct Q5_K : Nibbles {
+  static constexpr FormatInfo kInfo = {
+      .name = "q5_k", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows * 5 / 8,
+      .header_bytes = KHeader::kBytes, .group = kSuper, .source_k = kSuper, .source_bytes = 176,
+      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = false,
+      .weight_error = 0.038f,
+      .layout = "header as q4_k; data [K/32] of uint4 as int4, then uint8 [8][4] whose bit j is "
+                "the fifth bit of K = 4j .. 4j + 3; value as q4_k"};
+  static constexpr bool kHasMinimum = true;
+
+  static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
+    Nibbles::unpack(block, stride, w);
+    const Vec::I bits = Vec::load_i(block + 128, stride);
+    const Vec::I fifth = Vec::set1_i(0x10101010);
+    w[0] = Vec::or_i(w[0], Vec::and_i(Vec::shift_left<4>(bits), fifth));
+    w[1] = Vec::or_i(w[1], Vec::and_i(Vec::shift_left<3>(bits), fifth));
+    w[2] = Vec::or_i(w[2], Vec::and_i(Vec::shift_left<2>(bits), fifth));
+    w[3] = Vec::or_i(w[3], Vec::and_i(Vec::shift_left<1>(bits), fifth));
+    w[4] = Vec::or_i(w[4], Vec::and_i(bits, fifth));
+    w[5] = Vec::or_i(w[5], Vec::and_i(Vec::shift_right<1>(bits), fifth));
+    w[6] = Vec::or_i(w[6], Vec::and_i(Vec::shift_right<2>(bits), fifth));
+    w[7] = Vec::or_i(w[7], Vec::and_i(Vec::shift_right<3>(bits), fifth));
+  }
+  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t*, Vec::F) {
+    return Vec::dot_u5(w, a);
+  }
+  static Vec::F scale(const std::byte* group, int sub, int64_t stride) {
+    return KHeader::scale(group, sub, stride);
+  }
+  static Vec::F operands(const std::byte* group, int sub, int64_t stride) {
+    return KHeader::minimum(group, sub, stride);
+  }
+  static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
+    for_each_super<Q5_K>(args, row, to,
+                         [&](const uint8_t* from, std::byte* header, std::byte* data) {
+      KHeader::put_from(from, header, to.lane);
+      const uint8_t *high = from + 16, *low = high + kBlock;
+      for (int sub = 0; sub < kSubBlocks; ++sub) {
+        std::byte* const block = data + sub * kInfo.data_bytes;
+        uint8_t q[kBlock], fifth[4] = {};
+        for (int i = 0; i < kBlock; ++i) {
+          q[i] = low[sub / 2 * kBlock + i] >> (sub % 2 * 4) & 15;
+          fifth[i % 4] |= static_cast<uint8_t>((high[i] >> sub & 1) << (i / 4));
+        }
+        put_nibbles(block, to.lane, q);
+        put_word(block + 128, 0, to.lane, fifth);
+      }
+    });
+  }
+};
+
+// Scales of int8 per 16, applied to the integer sums: value = d * scale * (q - 32).
+struct Q6_K : Nibbles {
+  static constexpr int kScales = 2 * kPanelRows;
+  static constexpr FormatInfo kInfo = {
+      .name = "q6_k", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows * 6 / 8,
+      .header_bytes = kScales + 2 * kSubBlocks * kPanelRows, .group = kSuper, .source_k = kSuper,
+      .source_bytes = 210, .source_scales = SourceScales::none, .source_zeros = false,
+      .takes_floats = false, .weight_error = 0.019f,
+      .layout = "header [K/256] of float16 d [8], int8 scales [16][8]; data [K/32] of uint4 as "
+                "int4, then uint8 [2][8][4] whose bit pair j % 4 of the j / 4 th is bits 4 and 5 of "
+                "K = 4j .. 4j + 3; value = d * scale * (q - 32)"};
+  static constexpr bool kHasMinimum = false;
+
+  static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
+    Nibbles::unpack(block, stride, w);
+    const Vec::I top = Vec::set1_i(0x30303030);
+    for (int half = 0; half < 2; ++half) {
+      const Vec::I bits = Vec::load_i(block + 128 + 32 * half, stride);
+      Vec::I* const to = w + 4 * half;
+      to[0] = Vec::or_i(to[0], Vec::and_i(Vec::shift_left<4>(bits), top));
+      to[1] = Vec::or_i(to[1], Vec::and_i(Vec::shift_left<2>(bits), top));
+      to[2] = Vec::or_i(to[2], Vec::and_i(bits, top));
+      to[3] = Vec::or_i(to[3], Vec::and_i(Vec::shift_right<2>(bits), top));
+    }
+  }
+  // The scales of the two halves of a block, in the low and the high 16 bits of every lane.
+  static Vec::I operands(const std::byte* group, int sub, int64_t stride) {
+    const std::byte* at = group + kScales + 2 * sub * kPanelRows;
+    return Vec::pair_s8(at, at + kPanelRows, stride);
+  }
+  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t* sums, Vec::I scales) {
+    // 32 * scale in either half: at most 32 * 128.
+    return Vec::subtract_offset(Vec::dot_u6(w, a, scales), sums, Vec::shift_left<5>(scales));
+  }
+  static Vec::F scale(const std::byte* group, int, int64_t stride) {
+    return Vec::load_f16(group, stride);
+  }
+  static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
+    for_each_super<Q6_K>(args, row, to,
+                         [&](const uint8_t* from, std::byte* header, std::byte* data) {
+      const uint8_t *ql = from, *qh = from + 128, *scales = from + 192;
+      put(header, to.lane, get<uint16_t>(from + 208));
+      for (int i = 0; i < 2 * kSubBlocks; ++i)
+        put(header + kScales, i * kPanelRows + to.lane, scales[i]);
+      for (int sub = 0; sub < kSubBlocks; ++sub) {
+        // Within 128 values, quarter r takes its low bits from half r % 2 of 64 bytes, nibble r / 2,
+        // and its high bits from pair r of 32 bytes.
+        const int part = sub / 4, r = sub % 4;
+        std::byte* const block = data + sub * kInfo.data_bytes;
+        uint8_t q[kBlock], pairs[2][4] = {};
+        for (int i = 0; i < kBlock; ++i) {
+          q[i] = ql[64 * part + 32 * (r % 2) + i] >> (r / 2 * 4) & 15;
+          const int high = qh[32 * part + i] >> (2 * r) & 3;
+          pairs[i / 16][i % 4] |= static_cast<uint8_t>(high << (i / 4 % 4 * 2));
+        }
+        put_nibbles(block, to.lane, q);
+        put_word(block + 128, 0, to.lane, pairs[0]);
+        put_word(block + 160, 0, to.lane, pairs[1]);
+      }
+    });
+  }
+};

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the format structs share: reading float weights block by block, and writing one row's values
+// of a block into its lane of a panel. No format here. Textual, included inside a target's
+// namespace.
+//
+// A format struct has
+//   kInfo                              the facts (kt/formats.h)
+//   pack_row(args, row, panel)         writes one row into its lane; row < 0 is a row of zeros
+// and, for float formats,
+//   load(block, k, group, stride)      weights k < 32 of a block, as floats, of every lane
+// or, for integer formats,
+//   unpack(block, stride, w)           8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of every lane
+//   scale(group, sub, stride)          value = scale * (dot product of bytes - offset) …
+//   operands(group, sub, stride)       what else a block needs: its offset, sub-scales or minimum
+//   dot(w, a, sums, operands)          the exact int32 dot product with 32 activations, less offset
+//   kHasMinimum                        operands are the minimum: value = … + minimum
+// where block and group point at a block's data and at its group's header, sub counts the blocks of
+// a group, and stride is the distance of the panels that one vector spans.
+
+// Row `row` of a float matrix, 32 values at a time; beyond its end, and for row < 0, zeros.
+struct FloatRow {
+  const void* weight;
+  DType dtype;
+  int64_t row;
+  int k;
+
+  void load(int block, float (&x)[kBlock]) const {
+    const int begin = block * kBlock;
+    const int left = row < 0 ? 0 : k - begin < kBlock ? k - begin : kBlock;
+    with_element(dtype, [&](auto element) {
+      using E = decltype(element);
+      const auto* from = static_cast<const typename E::T*>(weight) + row * k + begin;
+      for (int i = 0; i < kBlock; i += Vec::kLanes) {
+        const int width = left - i;
+        Vec::store(x + i, width >= Vec::kLanes ? E::load(from + i)
+                          : width > 0          ? E::load_n(from + i, width)
+                                               : Vec::zero());
+      }
+    });
+  }
+};
+
+inline FloatRow float_row(const PackArgs& args, int64_t row) {
+  return {args.weight, args.dtype, row, args.into.k};
+}
+
+// One row's place in a panel.
+struct Lane {
+  std::byte* header;  // of the panel
+  std::byte* data;
+  int lane;
+};
+
+// 4 bytes of K of one row; `word` counts them within a block.
+inline void put_word(std::byte* block, int word, int lane, const void* four) {
+  std::memcpy(block + (word * kPanelRows + lane) * 4, four, 4);
+}
+
+inline void put_bytes(std::byte* block, int lane, const void* q) {  // 32 values, 8 words
+  for (int j = 0; j < 8; ++j) put_word(block, j, lane, static_cast<const uint8_t*>(q) + 4 * j);
+}
+
+// 32 values of 4 bits as 4 words: byte 4j + b holds element 4j + b low and the one 16 further high,
+// so that masking (and shifting by 4) yields 8 vectors of bytes without a shuffle.
+inline void put_nibbles(std::byte* block, int lane, const uint8_t* q) {
+  uint64_t low[2], high[2];
+  std::memcpy(low, q, 16);
+  std::memcpy(high, q + 16, 16);
+  for (int i = 0; i < 2; ++i) low[i] |= high[i] << 4;
+  for (int j = 0; j < 4; ++j)
+    put_word(block, j, lane, reinterpret_cast<const uint8_t*>(low) + 4 * j);
+}
+
+template <class T>
+inline void put(std::byte* array, int index, T value) {
+  std::memcpy(array + static_cast<int64_t>(index) * sizeof(T), &value, sizeof(T));
+}
+
+template <class T>
+inline T get(const void* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+
+// Parts that several formats are made of, to be inherited.
+struct FloatWeights {
+  static constexpr bool kInteger = false;
+};
+
+struct SignedBytes {  // int8 weights
+  static constexpr bool kInteger = true, kHasMinimum = false;
+  struct Nothing {};
+  static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
+    for (int j = 0; j < 8; ++j) w[j] = Vec::load_i(block + 32 * j, stride);
+  }
+  static Nothing operands(const std::byte*, int, int64_t) { return {}; }
+  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t*, Nothing) {
+    return Vec::dot_s8(w, a);
+  }
+};
+
+struct Nibbles {
+  static constexpr bool kInteger = true;
+  static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
+    for (int j = 0; j < 4; ++j) {
+      const Vec::I nibbles = Vec::load_i(block + 32 * j, stride);
+      w[j] = Vec::low_nibbles(nibbles);
+      w[j + 4] = Vec::high_nibbles(nibbles);
+    }
+  }
+};
+
+// Nibbles above their value by an offset, which operands() gives as pairs of int16.
+struct OffsetNibbles : Nibbles {
+  static constexpr bool kHasMinimum = false;
+  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t* sums, Vec::I offset) {
+    return Vec::subtract_offset(Vec::dot_u4(w, a), sums, offset);
+  }
+};
+
+struct MinimumNibbles : Nibbles {
+  static constexpr bool kHasMinimum = true;
+  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t*, Vec::F) {
+    return Vec::dot_u4(w, a);
+  }
+};
+
+// Largest magnitude and extremes of some values; a value that is not finite makes `finite` false.
+struct Extent {
+  Vec::F low = Vec::zero(), high = Vec::zero();
+  Vec::F poison = Vec::zero();  // x * 0 is NaN exactly for NaN and infinity
+
+  void include(const float (&x)[kBlock]) {
+    for (int i = 0; i < kBlock; i += Vec::kLanes) {
+      const Vec::F v = Vec::load(x + i);
+      low = Vec::min(low, v);
+      high = Vec::max(high, v);
+      poison = Vec::fma(v, Vec::zero(), poison);
+    }
+  }
+  float min() const { return -Vec::reduce_max(Vec::neg(low)); }
+  float max() const { return Vec::reduce_max(high); }
+  float absmax() const { return max() > -min() ? max() : -min(); }
+  bool finite() const { return Vec::reduce_add(poison) == 0.0f; }
+};
+
+// q = round((x - shift) * inverse) + offset, limited to [low, high], of 32 values. No fma: every
+// target must pack the same bytes, and the portable one would round twice.
+inline void quantize(const float (&x)[kBlock], float shift, float inverse, float offset, float low,
+                     float high, int8_t (&q)[kBlock]) {
+  for (int i = 0; i < kBlock; i += Vec::kLanes) {
+    const Vec::F scaled =
+        Vec::mul(Vec::sub(Vec::load(x + i), Vec::set1(shift)), Vec::set1(inverse));
+    const Vec::F v = Vec::add(Vec::round(scaled), Vec::set1(offset));
+    Vec::store_int8(q + i, Vec::max(Vec::min(v, Vec::set1(high)), Vec::set1(low)));
+  }
+}
+
+// Groups of blocks of one row: body(group, first block, end block).
+template <class Body>
+inline void for_each_group(const PackedMatrix& matrix, Body&& body) {
+  const int blocks = matrix.k_padded / kBlock;
+  const int per_group = matrix.group_size / kBlock;
+  for (int group = 0, begin = 0; begin < blocks; ++group, begin += per_group)
+    body(group, begin, begin + per_group < blocks ? begin + per_group : blocks);
+}
