@@ -15,9 +15,9 @@ inline constexpr int kMaxFloatRows = 6;    // 6 x 2 sums, 2 weights and a broadc
 
 // Adds one block of integer products: sums[row] += scale * (dot - offset * sum of a) + minimum *
 // (scaled sum of a), as far as the format has an offset or a minimum.
-template <class Weights, int kRows>
+template <class Weights, int kRows, int kPanels>
 inline void multiply_block(const std::byte* block, const std::byte* group, int sub, int64_t stride,
-                           const ActTile& act, int64_t index, Vec::F* sums) {
+                           const ActTile& act, int64_t index, int p, Vec::F (*sums)[kPanels]) {
   const int rows = kRows ? kRows : act.rows;
   Vec::I w[8];
   Weights::unpack(block, stride, w);
@@ -31,9 +31,9 @@ inline void multiply_block(const std::byte* block, const std::byte* group, int s
   for (int row = 0; row < rows; ++row) {
     const Vec::I dot = Weights::dot(w, a + row * kBlock, a_sums + 2 * row, operands);
     if constexpr (Weights::kHasMinimum)
-      sums[row] = Vec::fma(operands, Vec::set1(a_scaled_sums[row]), sums[row]);
+      sums[row][p] = Vec::fma(operands, Vec::set1(a_scaled_sums[row]), sums[row][p]);
     const Vec::F product = Vec::mul(scale, Vec::set1(a_scales[row]));
-    sums[row] = Vec::fma(Vec::to_float(dot), product, sums[row]);
+    sums[row][p] = Vec::fma(Vec::to_float(dot), product, sums[row][p]);
   }
 }
 
@@ -90,8 +90,8 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
     const int64_t end = begin + per_group < blocks ? begin + per_group : blocks;
     for (int sub = 0; block < end; ++sub, ++block) {
       if constexpr (Weights::kInteger) {
-        static_assert(kPanels == 1);
-        multiply_block<Weights, kRows>(data[0], header[0], sub, stride, args.a, block, &sums[0][0]);
+        for (int p = 0; p < kPanels; ++p)
+          multiply_block<Weights, kRows>(data[p], header[p], sub, stride, args.a, block, p, sums);
       } else {
         const float* a = static_cast<const float*>(args.a.data) + block * rows * kBlock;
         if constexpr (kRows) {
@@ -147,6 +147,8 @@ template <class Weights>
 inline void gemm(const GemmArgs& args) {
   if constexpr (Weights::kInteger) {
     if (args.a.rows > kMaxIntegerRows) return gemm_range<Weights, 0, 1>(args);
+    // The panels of a single row share its 8 vectors of activations, kept in registers.
+    if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
     with_rows<kMaxIntegerRows>(args.a.rows,
                                [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
   } else {
