@@ -140,7 +140,12 @@ inline void gemm_range(const GemmArgs& args) {
   int64_t panel = args.panels.begin;
   for (; panel + kStep * kPanels <= args.panels.end; panel += kStep * kPanels)
     gemm_panels<Weights, kRows, kPanels>(args, panel);
-  for (; panel < args.panels.end; panel += kStep) gemm_panels<Weights, kRows, 1>(args, panel);
+  // Ranges are whole pairs of panels.
+  constexpr int kPair = kPanelPair / kStep;
+  if constexpr (kPanels > kPair) {
+    for (; panel < args.panels.end; panel += kPanelPair)
+      gemm_panels<Weights, kRows, kPair>(args, panel);
+  }
 }
 
 template <class Weights>

@@ -92,7 +92,7 @@ struct GemmArgs {
   float* c;           // [a.rows][c_stride], column 0 = the first output of panels
   int64_t c_stride;
   bool accumulate;
-  Range panels;  // of kPanelRows outputs; begin a multiple of kPanelPair, end too or the last one
+  Range panels;  // of kPanelRows outputs, in whole pairs
 };
 
 // Rows of a weight matrix become panels. Weights are floats, or already quantised as the format's
