@@ -4,12 +4,14 @@
 import numpy as np
 import pytest
 
-from kt_kernel import Linear, Router, Stream, isa
+from kt_kernel import Router, Stream, isa
+from kt_kernel.formats import FORMATS
 from kt_kernel.testing import negated
 
 from .cases import ATTENTION, LONG_ATTENTION, MOE
 from .moe_layer import MoeLayer
 from .paged import PagedKv
+from .sources import Source, quantised
 
 F32 = np.float32
 
@@ -29,9 +31,11 @@ def results(pool, rng) -> dict[str, np.ndarray]:
     stream.embedding(np.array([2, 0], np.int32), x, out("embedding", (2, 40)))
     stream.rms_norm(x, y[0], out("rms_norm"), eps=1e-5)
     stream.route(x, np.empty((3, 4), np.int32), out("route", (3, 4)), Router())
-    for format in ("float32", "bf16", "int8", "int4"):
-        weight = Linear.pack(rng.standard_normal((40, 40), F32), format=format)
-        stream.linear(x, weight, out(f"gemm_{format}"))
+    wide = rng.standard_normal((3, 256), F32)
+    for format, facts in FORMATS.items():
+        floats = Source(rng.standard_normal((24, 256), F32))
+        source = quantised(format, (24, 256), rng) if facts.source_k else floats
+        stream.linear(wide, source.linear(format), out(f"gemm_{format}", (3, 24)))
     q, k = rng.standard_normal((3, 2, 20), F32), rng.standard_normal((3, 1, 20), F32)
     table, zeros = np.full((5, 10), 0.5, F32), np.zeros(3, np.int32)
     caches = np.empty((1, 4, 1, 20), F32), np.empty((1, 4, 1, 20), F32)
@@ -51,9 +55,14 @@ def test_negating_a_kernel_changes_what_comes_through_it_and_nothing_else(target
         faulty = results(pool, np.random.default_rng(0))
     after = results(pool, np.random.default_rng(0))
     changed = {name for name in clean if not np.array_equal(clean[name], faulty[name])}
+    op, _, format = kernel.partition("_")
     if kernel == "prepare_rows":  # the activations of every matrix product
         # In the MoE two signs cancel in gate, up and down, but not in silu.
-        assert changed == {"gemm_float32", "gemm_bf16", "gemm_int8", "gemm_int4", "combine"}
+        assert changed == {*(f"gemm_{name}" for name in FORMATS), "combine"}
+    elif kernel == "gather_rows":  # what several tokens of one expert go through
+        assert changed == {"combine"}
+    elif op == "pack":
+        assert changed == {f"gemm_{format}", *(["combine"] if format == "int8" else [])}
     elif kernel in ("gemm_int8", "activate"):
         assert changed == {kernel, "combine"}
     elif kernel == "attention":  # also the sums that merge_attention merges

@@ -69,10 +69,10 @@ AnyKernel find_kernel(const Kernels& table, const std::string& kernel) {
   if (kernel == #name) return reinterpret_cast<AnyKernel>(table.name);
   KT_KERNELS(KT_FIND)
 #undef KT_FIND
-#define KT_FIND(name, Struct)                                                                  \
-  if (kernel == "gemm_" #name)                                                                 \
-    return reinterpret_cast<AnyKernel>(table.gemm[static_cast<int>(Format::name)]);            \
-  if (kernel == "pack_" #name)                                                                 \
+#define KT_FIND(name, Struct)                                                       \
+  if (kernel == "gemm_" #name)                                                      \
+    return reinterpret_cast<AnyKernel>(table.gemm[static_cast<int>(Format::name)]); \
+  if (kernel == "pack_" #name)                                                      \
     return reinterpret_cast<AnyKernel>(table.pack[static_cast<int>(Format::name)]);
   KT_FORMATS(KT_FIND)
 #undef KT_FIND

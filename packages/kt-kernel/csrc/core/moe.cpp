@@ -15,11 +15,11 @@ namespace kt {
 namespace {
 
 constexpr const char* kOp = "moe.forward";
-// Work is handed out per expert in bands of output panels. A band is at most 16 panels: of a typical
-// K that is a few hundred KiB of weights, long enough (10 us and more) to hide the hand-out and the
-// gathering of its rows, short enough to stay in a second-level cache while several tiles of rows
-// pass. With few experts and many workers bands shrink to kMinBand, a block of K of the down
-// projection, until every worker can expect kUnitsPerWorker of them.
+// Work is handed out per expert in bands of output panels. A band is at most 16 panels: of a
+// typical K that is a few hundred KiB of weights, long enough (10 us and more) to hide the hand-out
+// and the gathering of its rows, short enough to stay in a second-level cache while several tiles
+// of rows pass. With few experts and many workers bands shrink to kMinBand, a block of K of the
+// down projection, until every worker can expect kUnitsPerWorker of them.
 constexpr int64_t kMaxBand = 16;
 constexpr int64_t kMinBand = kBlock / kPanelRows;
 constexpr int64_t kUnitsPerWorker = 8;
@@ -77,8 +77,8 @@ struct Moe::State {
   std::byte *gate_rows, *up_rows;  // prepared tokens, one row each; the same if the modes are
   std::byte* down_rows;            // prepared pairs, in tiles of kTileRows per group
   int64_t y_stride;
-  float* y;                      // [pairs][y_stride]
-  int32_t *row_ids, *slot_row;   // token of each pair; pair of each (token, slot), or -1
+  float* y;                           // [pairs][y_stride]
+  int32_t *row_ids, *slot_row;        // token of each pair; pair of each (token, slot), or -1
   std::vector<Workspace> workspaces;  // [worker]
   std::vector<int32_t> offsets;       // [num_experts + 1]
   std::vector<Group> groups;          // experts with work; written by worker 0
@@ -199,8 +199,7 @@ void Moe::State::prepare(const MoeCall& call, Range rows) const {
     const auto* x = static_cast<const std::byte*>(call.hidden) + row * hidden * element_bytes;
     const ActTile tile =
         act_tile(mode, 1, hidden_padded, to + row * act_row_bytes(mode, hidden_padded));
-    table.prepare_rows(
-        {x, call.dtype, hidden, hidden, tile, {0, 1}, {0, hidden_padded / kBlock}});
+    table.prepare_rows({x, call.dtype, hidden, hidden, tile, {0, 1}, {0, hidden_padded / kBlock}});
   };
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     prepare_one(row, up_mode, up_rows);
@@ -238,8 +237,13 @@ void Moe::State::gate_up(const Workspace& space, const Group& group, Range panel
   const int64_t first = panels.begin * kPanelRows;
   const int64_t columns =
       std::min<int64_t>(panels.end * kPanelRows, experts->intermediate_size()) - first;
-  table.activate({experts->gated() ? space.gate : nullptr, space.up, space.up, width, activation,
-                  {0, count}, {0, columns}});
+  table.activate({experts->gated() ? space.gate : nullptr,
+                  space.up,
+                  space.up,
+                  width,
+                  activation,
+                  {0, count},
+                  {0, columns}});
   const Range blocks{first / kBlock, std::min<int64_t>(ceil_div(panels.end * kPanelRows, kBlock),
                                                        intermediate_padded / kBlock)};
   table.prepare_rows({space.up, DType::f32, width, columns, down_tile(rows), {0, count}, blocks});
@@ -296,10 +300,9 @@ void Moe::run(Worker& worker, const MoeCall& call, int64_t live_rows) {
     return ceil_div(round_up(outputs, kPanelRows * kPanelPair), kPanelRows);
   };
   const State::Workspace& space = s.workspaces[worker.id()];
-  s.for_each_tile(worker, panels_of(experts.intermediate_size()),
-                  [&](const Group& group, Range panels, Range rows) {
-                    s.gate_up(space, group, panels, rows);
-                  });
+  s.for_each_tile(
+      worker, panels_of(experts.intermediate_size()),
+      [&](const Group& group, Range panels, Range rows) { s.gate_up(space, group, panels, rows); });
   s.for_each_tile(
       worker, panels_of(experts.hidden_size()),
       [&](const Group& group, Range panels, Range rows) { s.down(group, panels, rows); });

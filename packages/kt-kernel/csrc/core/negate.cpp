@@ -49,7 +49,8 @@ void negate_output(const GemmArgs& args) {
     flip(args.c + row * args.c_stride, 0, end - begin);
 }
 
-void negate_output(const PackArgs& args) {  // every stored byte; what they decode to has no sign bit
+void negate_output(
+    const PackArgs& args) {  // every stored byte; what they decode to has no sign bit
   std::byte* const begin = args.into.data + args.panels.begin * args.into.panel_bytes;
   std::byte* const end = args.into.data + args.panels.end * args.into.panel_bytes;
   std::for_each(begin, end, [](std::byte& byte) { byte = ~byte; });
@@ -119,18 +120,18 @@ bool negated_copy(const Kernels& base, const std::string& kernel, Kernels* copy)
   }
   KT_KERNELS(KT_NEGATE)
 #undef KT_NEGATE
-#define KT_NEGATE(name, Struct)                                                 \
-  if (kernel == "gemm_" #name) {                                                \
-    g_base = &base;                                                             \
-    copy->gemm[static_cast<int>(Format::name)] =                                \
-        &negated_format<&Kernels::gemm, Format::name, GemmArgs>;                \
-    return true;                                                                \
-  }                                                                             \
-  if (kernel == "pack_" #name) {                                                \
-    g_base = &base;                                                             \
-    copy->pack[static_cast<int>(Format::name)] =                                \
-        &negated_format<&Kernels::pack, Format::name, PackArgs>;                \
-    return true;                                                                \
+#define KT_NEGATE(name, Struct)                                  \
+  if (kernel == "gemm_" #name) {                                 \
+    g_base = &base;                                              \
+    copy->gemm[static_cast<int>(Format::name)] =                 \
+        &negated_format<&Kernels::gemm, Format::name, GemmArgs>; \
+    return true;                                                 \
+  }                                                              \
+  if (kernel == "pack_" #name) {                                 \
+    g_base = &base;                                              \
+    copy->pack[static_cast<int>(Format::name)] =                 \
+        &negated_format<&Kernels::pack, Format::name, PackArgs>; \
+    return true;                                                 \
   }
   KT_FORMATS(KT_NEGATE)
 #undef KT_NEGATE

@@ -117,8 +117,13 @@ void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, fl
            worker.parallel_for(live, 1, [&](int64_t begin, int64_t end) {
              for (int64_t row = begin; row < end; ++row) {
                const int64_t within = row % kTileRows;
-               table.prepare_rows({element(x, dtype, row * k), dtype, k, k, tile_of(row - within),
-                                   {within, within + 1}, {0, k_padded / kBlock}});
+               table.prepare_rows({element(x, dtype, row * k),
+                                   dtype,
+                                   k,
+                                   k,
+                                   tile_of(row - within),
+                                   {within, within + 1},
+                                   {0, k_padded / kBlock}});
              }
            });
            const int64_t panels = gemm.b.n_padded / kPanelRows;

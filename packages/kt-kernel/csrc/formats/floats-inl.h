@@ -3,11 +3,18 @@
 // 128 x 128, as DeepSeek-V3 publishes). Textual, included inside a target's namespace.
 
 struct Float32 : FloatWeights {
-  static constexpr FormatInfo kInfo = {
-      .name = "float32", .act_mode = ActMode::f32, .data_bytes = kBlock * kPanelRows * 4,
-      .header_bytes = 0, .group = 0, .source_k = 0, .source_bytes = 0,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
-      .weight_error = 0.0f, .layout = "data float32 [K][8]"};
+  static constexpr FormatInfo kInfo = {.name = "float32",
+                                       .act_mode = ActMode::f32,
+                                       .data_bytes = kBlock * kPanelRows * 4,
+                                       .header_bytes = 0,
+                                       .group = 0,
+                                       .source_k = 0,
+                                       .source_bytes = 0,
+                                       .source_scales = SourceScales::none,
+                                       .source_zeros = false,
+                                       .takes_floats = true,
+                                       .weight_error = 0.0f,
+                                       .layout = "data float32 [K][8]"};
 
   static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
     return Vec::load_f32(block + k * 32, stride);
@@ -25,11 +32,18 @@ struct Float32 : FloatWeights {
 
 // Pairs of K in a word: what the bfloat16 dot products of newer CPUs multiply.
 struct Bf16 : FloatWeights {
-  static constexpr FormatInfo kInfo = {
-      .name = "bf16", .act_mode = ActMode::bf16, .data_bytes = kBlock * kPanelRows * 2,
-      .header_bytes = 0, .group = 0, .source_k = 0, .source_bytes = 0,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
-      .weight_error = 0.0017f, .layout = "data bfloat16 [K/2][8][2]"};
+  static constexpr FormatInfo kInfo = {.name = "bf16",
+                                       .act_mode = ActMode::bf16,
+                                       .data_bytes = kBlock * kPanelRows * 2,
+                                       .header_bytes = 0,
+                                       .group = 0,
+                                       .source_k = 0,
+                                       .source_bytes = 0,
+                                       .source_scales = SourceScales::none,
+                                       .source_zeros = false,
+                                       .takes_floats = true,
+                                       .weight_error = 0.0017f,
+                                       .layout = "data bfloat16 [K/2][8][2]"};
 
   static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
     const Vec::I pairs = Vec::load_i(block + k / 2 * 32, stride);
@@ -49,11 +63,18 @@ struct Bf16 : FloatWeights {
 };
 
 struct F16 : FloatWeights {
-  static constexpr FormatInfo kInfo = {
-      .name = "f16", .act_mode = ActMode::f32, .data_bytes = kBlock * kPanelRows * 2,
-      .header_bytes = 0, .group = 0, .source_k = 0, .source_bytes = 0,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
-      .weight_error = 0.00021f, .layout = "data float16 [K][8]"};
+  static constexpr FormatInfo kInfo = {.name = "f16",
+                                       .act_mode = ActMode::f32,
+                                       .data_bytes = kBlock * kPanelRows * 2,
+                                       .header_bytes = 0,
+                                       .group = 0,
+                                       .source_k = 0,
+                                       .source_bytes = 0,
+                                       .source_scales = SourceScales::none,
+                                       .source_zeros = false,
+                                       .takes_floats = true,
+                                       .weight_error = 0.00021f,
+                                       .layout = "data float16 [K][8]"};
 
   static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
     return Vec::load_f16(block + k * 16, stride);
@@ -76,10 +97,18 @@ struct F16 : FloatWeights {
 struct Fp8 : FloatWeights {
   static constexpr int kTile = 128;
   static constexpr FormatInfo kInfo = {
-      .name = "fp8", .act_mode = ActMode::bf16, .data_bytes = kBlock * kPanelRows,
-      .header_bytes = 4, .group = kTile, .source_k = 1, .source_bytes = 1,
-      .source_scales = SourceScales::tile, .source_zeros = false, .takes_floats = false,
-      .weight_error = 0.026f, .layout = "header float32 [K/128], data e4m3 [K][8]; scale * value"};
+      .name = "fp8",
+      .act_mode = ActMode::bf16,
+      .data_bytes = kBlock * kPanelRows,
+      .header_bytes = 4,
+      .group = kTile,
+      .source_k = 1,
+      .source_bytes = 1,
+      .source_scales = SourceScales::tile,
+      .source_zeros = false,
+      .takes_floats = false,
+      .weight_error = 0.026f,
+      .layout = "header float32 [K/128], data e4m3 [K][8]; scale * value"};
 
   static Vec::F load(const std::byte* block, int k, const std::byte* group, int64_t stride) {
     // load_fp8 gives value / 256 (its exponent as that of an f16); 256 is exact in the scale.

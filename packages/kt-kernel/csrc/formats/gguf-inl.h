@@ -41,9 +41,16 @@ inline uint16_t f16_scale(float value, bool finite) {
 
 struct Q4_0 : OffsetNibbles {
   static constexpr FormatInfo kInfo = {
-      .name = "q4_0", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows / 2,
-      .header_bytes = 2 * kPanelRows, .group = kBlock, .source_k = kBlock, .source_bytes = 18,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
+      .name = "q4_0",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows / 2,
+      .header_bytes = 2 * kPanelRows,
+      .group = kBlock,
+      .source_k = kBlock,
+      .source_bytes = 18,
+      .source_scales = SourceScales::none,
+      .source_zeros = false,
+      .takes_floats = true,
       .weight_error = 0.088f,
       .layout = "header float16 scales [K/32][8], data as int4; value = scale * (q - 8)"};
 
@@ -52,7 +59,9 @@ struct Q4_0 : OffsetNibbles {
   }
   static Vec::I operands(const std::byte*, int, int64_t) { return Vec::set1_i(0x00080008); }
 
-  static void put_header(std::byte* header, int lane, uint16_t d, uint16_t) { put(header, lane, d); }
+  static void put_header(std::byte* header, int lane, uint16_t d, uint16_t) {
+    put(header, lane, d);
+  }
   static void put_block(std::byte* block, int lane, const int8_t (&q)[kBlock]) {
     put_nibbles(block, lane, reinterpret_cast<const uint8_t*>(q));
   }
@@ -71,8 +80,7 @@ struct Q4_0 : OffsetNibbles {
     const float top = extent.max() >= -extent.min() ? extent.max() : extent.min();
     const uint16_t d = f16_scale(top / -8.0f, extent.finite());
     put_header(header, lane, d, 0);
-    if (finite_f16(d))
-      quantize(x, 0.0f, inverse_of(d), 8.0f, 0.0f, 15.0f, q);
+    if (finite_f16(d)) quantize(x, 0.0f, inverse_of(d), 8.0f, 0.0f, 15.0f, q);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     pack_gguf_row<Q4_0>(args, row, to);
@@ -81,12 +89,20 @@ struct Q4_0 : OffsetNibbles {
 
 struct Q4_1 : MinimumNibbles {
   static constexpr FormatInfo kInfo = {
-      .name = "q4_1", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows / 2,
-      .header_bytes = 4 * kPanelRows, .group = kBlock, .source_k = kBlock, .source_bytes = 20,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
+      .name = "q4_1",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows / 2,
+      .header_bytes = 4 * kPanelRows,
+      .group = kBlock,
+      .source_k = kBlock,
+      .source_bytes = 20,
+      .source_scales = SourceScales::none,
+      .source_zeros = false,
+      .takes_floats = true,
       .weight_error = 0.079f,
-      .layout = "header [K/32] of float16 scales [8], float16 minima [8]; data as int4; value = "
-                "scale * q + minimum"};
+      .layout =
+          "header [K/32] of float16 scales [8], float16 minima [8]; data as int4; value = "
+          "scale * q + minimum"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::load_f16(group, stride);
@@ -127,9 +143,16 @@ struct Q4_1 : MinimumNibbles {
 
 struct Q8_0 : SignedBytes {
   static constexpr FormatInfo kInfo = {
-      .name = "q8_0", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows,
-      .header_bytes = 2 * kPanelRows, .group = kBlock, .source_k = kBlock, .source_bytes = 34,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = true,
+      .name = "q8_0",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows,
+      .header_bytes = 2 * kPanelRows,
+      .group = kBlock,
+      .source_k = kBlock,
+      .source_bytes = 34,
+      .source_scales = SourceScales::none,
+      .source_zeros = false,
+      .takes_floats = true,
       .weight_error = 0.0052f,
       .layout = "header float16 scales [K/32][8], data int8 [K/4][8][4]; value = scale * q"};
 
@@ -137,7 +160,9 @@ struct Q8_0 : SignedBytes {
     return Vec::load_f16(group, stride);
   }
 
-  static void put_header(std::byte* header, int lane, uint16_t d, uint16_t) { put(header, lane, d); }
+  static void put_header(std::byte* header, int lane, uint16_t d, uint16_t) {
+    put(header, lane, d);
+  }
   static void put_block(std::byte* block, int lane, const int8_t (&q)[kBlock]) {
     put_bytes(block, lane, q);
   }

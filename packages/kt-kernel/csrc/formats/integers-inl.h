@@ -65,7 +65,8 @@ inline void pack_symmetric(const PackArgs& args, int64_t row, const Lane& to, in
         std::memset(q, kBias, kBlock);
         const int left = args.into.k - block * kBlock;
         if (row >= 0)
-          std::memcpy(q, quantized_row(args, row).q + block * kBlock, left < kBlock ? left : kBlock);
+          std::memcpy(q, quantized_row(args, row).q + block * kBlock,
+                      left < kBlock ? left : kBlock);
       }
       put_block(to.data + int64_t{block} * data_bytes, to.lane, q);
     }
@@ -74,9 +75,16 @@ inline void pack_symmetric(const PackArgs& args, int64_t row, const Lane& to, in
 
 struct Int8 : SignedBytes {
   static constexpr FormatInfo kInfo = {
-      .name = "int8", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows,
-      .header_bytes = 2 * kPanelRows, .group = kChosenGroup, .source_k = 1, .source_bytes = 1,
-      .source_scales = SourceScales::group, .source_zeros = false, .takes_floats = true,
+      .name = "int8",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows,
+      .header_bytes = 2 * kPanelRows,
+      .group = kChosenGroup,
+      .source_k = 1,
+      .source_bytes = 1,
+      .source_scales = SourceScales::group,
+      .source_zeros = false,
+      .takes_floats = true,
       .weight_error = 0.0054f,
       .layout = "header bfloat16 scales [K/group][8], data int8 [K/4][8][4]; value = scale * q"};
 
@@ -92,12 +100,20 @@ struct Int8 : SignedBytes {
 
 struct Int4 : OffsetNibbles {
   static constexpr FormatInfo kInfo = {
-      .name = "int4", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows / 2,
-      .header_bytes = 2 * kPanelRows, .group = kChosenGroup, .source_k = 1, .source_bytes = 1,
-      .source_scales = SourceScales::group, .source_zeros = false, .takes_floats = true,
+      .name = "int4",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows / 2,
+      .header_bytes = 2 * kPanelRows,
+      .group = kChosenGroup,
+      .source_k = 1,
+      .source_bytes = 1,
+      .source_scales = SourceScales::group,
+      .source_zeros = false,
+      .takes_floats = true,
       .weight_error = 0.098f,
-      .layout = "header bfloat16 scales [K/group][8], data uint4 [K/32][4][8][4] (two per byte, 16 "
-                "of K apart); value = scale * (q - 8)"};
+      .layout =
+          "header bfloat16 scales [K/group][8], data uint4 [K/32][4][8][4] (two per byte, 16 "
+          "of K apart); value = scale * (q - 8)"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::load_bf16(group, stride);
@@ -114,12 +130,20 @@ struct Int4 : OffsetNibbles {
 // Asymmetric 4 bits, as AWQ and GPTQ publish: value = scale * (q - zero), q and zero in [0, 15].
 struct Int4Zp : OffsetNibbles {
   static constexpr FormatInfo kInfo = {
-      .name = "int4_zp", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows / 2,
-      .header_bytes = 3 * kPanelRows, .group = kChosenGroup, .source_k = 1, .source_bytes = 1,
-      .source_scales = SourceScales::group, .source_zeros = true, .takes_floats = true,
+      .name = "int4_zp",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows / 2,
+      .header_bytes = 3 * kPanelRows,
+      .group = kChosenGroup,
+      .source_k = 1,
+      .source_bytes = 1,
+      .source_scales = SourceScales::group,
+      .source_zeros = true,
+      .takes_floats = true,
       .weight_error = 0.084f,
-      .layout = "header [K/group] of bfloat16 scales [8], uint8 zeros [8]; data as int4; value = "
-                "scale * (q - zero)"};
+      .layout =
+          "header [K/group] of bfloat16 scales [8], uint8 zeros [8]; data as int4; value = "
+          "scale * (q - zero)"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::load_bf16(group, stride);
@@ -157,7 +181,8 @@ struct Int4Zp : OffsetNibbles {
           if (scale.inverse != 0.0f) quantize(x, 0.0f, scale.inverse, zero, 0.0f, 15.0f, q);
         } else if (row >= 0) {
           const int left = args.into.k - block * kBlock;
-          std::memcpy(q, quantized_row(args, row).q + block * kBlock, left < kBlock ? left : kBlock);
+          std::memcpy(q, quantized_row(args, row).q + block * kBlock,
+                      left < kBlock ? left : kBlock);
         }
         put_nibbles(to.data + int64_t{block} * kInfo.data_bytes, to.lane,
                     reinterpret_cast<const uint8_t*>(q));

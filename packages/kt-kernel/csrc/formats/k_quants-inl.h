@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // GGUF's K-quants: Q4_K, Q5_K and Q6_K, super-blocks of 256 whose sub-blocks have integer scales
-// (block_q4_K … of ggml-common.h). Repacked from a file's bytes; 6-bit scales become bytes. Textual,
-// included inside a target's namespace.
+// (block_q4_K … of ggml-common.h). Repacked from a file's bytes; 6-bit scales become bytes.
+// Textual, included inside a target's namespace.
 
 inline constexpr int kSuper = 256;
 inline constexpr int kSubBlocks = kSuper / kBlock;
@@ -47,18 +47,25 @@ inline void for_each_super(const PackArgs& args, int64_t row, const Lane& to, Bo
   static constexpr uint8_t kZeros[kInfo.source_bytes] = {};
   for (int64_t super = 0; super < supers; ++super)
     body(row < 0 ? kZeros : from + super * kInfo.source_bytes,
-         to.header + super * kInfo.header_bytes,
-         to.data + super * kSubBlocks * kInfo.data_bytes);
+         to.header + super * kInfo.header_bytes, to.data + super * kSubBlocks * kInfo.data_bytes);
 }
 
 struct Q4_K : MinimumNibbles {
   static constexpr FormatInfo kInfo = {
-      .name = "q4_k", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows / 2,
-      .header_bytes = KHeader::kBytes, .group = kSuper, .source_k = kSuper, .source_bytes = 144,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = false,
+      .name = "q4_k",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows / 2,
+      .header_bytes = KHeader::kBytes,
+      .group = kSuper,
+      .source_k = kSuper,
+      .source_bytes = 144,
+      .source_scales = SourceScales::none,
+      .source_zeros = false,
+      .takes_floats = false,
       .weight_error = 0.076f,
-      .layout = "header [K/256] of float16 d [8], dmin [8], uint8 scales [8][8], minima [8][8]; "
-                "data as int4; value = d * scale * q - dmin * minimum"};
+      .layout =
+          "header [K/256] of float16 d [8], dmin [8], uint8 scales [8][8], minima [8][8]; "
+          "data as int4; value = d * scale * q - dmin * minimum"};
 
   static Vec::F scale(const std::byte* group, int sub, int64_t stride) {
     return KHeader::scale(group, sub, stride);
@@ -67,27 +74,35 @@ struct Q4_K : MinimumNibbles {
     return KHeader::minimum(group, sub, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    for_each_super<Q4_K>(args, row, to,
-                         [&](const uint8_t* from, std::byte* header, std::byte* data) {
-      KHeader::put_from(from, header, to.lane);
-      for (int sub = 0; sub < kSubBlocks; ++sub) {
-        uint8_t q[kBlock];
-        const uint8_t* bytes = from + 16 + sub / 2 * kBlock;  // two sub-blocks share 32 bytes
-        for (int i = 0; i < kBlock; ++i) q[i] = bytes[i] >> (sub % 2 * 4) & 15;
-        put_nibbles(data + sub * kInfo.data_bytes, to.lane, q);
-      }
-    });
+    for_each_super<Q4_K>(
+        args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
+          KHeader::put_from(from, header, to.lane);
+          for (int sub = 0; sub < kSubBlocks; ++sub) {
+            uint8_t q[kBlock];
+            const uint8_t* bytes = from + 16 + sub / 2 * kBlock;  // two sub-blocks share 32 bytes
+            for (int i = 0; i < kBlock; ++i) q[i] = bytes[i] >> (sub % 2 * 4) & 15;
+            put_nibbles(data + sub * kInfo.data_bytes, to.lane, q);
+          }
+        });
   }
 };
 
 struct Q5_K : Nibbles {
   static constexpr FormatInfo kInfo = {
-      .name = "q5_k", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows * 5 / 8,
-      .header_bytes = KHeader::kBytes, .group = kSuper, .source_k = kSuper, .source_bytes = 176,
-      .source_scales = SourceScales::none, .source_zeros = false, .takes_floats = false,
+      .name = "q5_k",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows * 5 / 8,
+      .header_bytes = KHeader::kBytes,
+      .group = kSuper,
+      .source_k = kSuper,
+      .source_bytes = 176,
+      .source_scales = SourceScales::none,
+      .source_zeros = false,
+      .takes_floats = false,
       .weight_error = 0.038f,
-      .layout = "header as q4_k; data [K/32] of uint4 as int4, then uint8 [8][4] whose bit j is "
-                "the fifth bit of K = 4j .. 4j + 3; value as q4_k"};
+      .layout =
+          "header as q4_k; data [K/32] of uint4 as int4, then uint8 [8][4] whose bit j is "
+          "the fifth bit of K = 4j .. 4j + 3; value as q4_k"};
   static constexpr bool kHasMinimum = true;
 
   static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
@@ -113,21 +128,21 @@ struct Q5_K : Nibbles {
     return KHeader::minimum(group, sub, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    for_each_super<Q5_K>(args, row, to,
-                         [&](const uint8_t* from, std::byte* header, std::byte* data) {
-      KHeader::put_from(from, header, to.lane);
-      const uint8_t *high = from + 16, *low = high + kBlock;
-      for (int sub = 0; sub < kSubBlocks; ++sub) {
-        std::byte* const block = data + sub * kInfo.data_bytes;
-        uint8_t q[kBlock], fifth[4] = {};
-        for (int i = 0; i < kBlock; ++i) {
-          q[i] = low[sub / 2 * kBlock + i] >> (sub % 2 * 4) & 15;
-          fifth[i % 4] |= static_cast<uint8_t>((high[i] >> sub & 1) << (i / 4));
-        }
-        put_nibbles(block, to.lane, q);
-        put_word(block + 128, 0, to.lane, fifth);
-      }
-    });
+    for_each_super<Q5_K>(
+        args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
+          KHeader::put_from(from, header, to.lane);
+          const uint8_t *high = from + 16, *low = high + kBlock;
+          for (int sub = 0; sub < kSubBlocks; ++sub) {
+            std::byte* const block = data + sub * kInfo.data_bytes;
+            uint8_t q[kBlock], fifth[4] = {};
+            for (int i = 0; i < kBlock; ++i) {
+              q[i] = low[sub / 2 * kBlock + i] >> (sub % 2 * 4) & 15;
+              fifth[i % 4] |= static_cast<uint8_t>((high[i] >> sub & 1) << (i / 4));
+            }
+            put_nibbles(block, to.lane, q);
+            put_word(block + 128, 0, to.lane, fifth);
+          }
+        });
   }
 };
 
@@ -135,13 +150,21 @@ struct Q5_K : Nibbles {
 struct Q6_K : Nibbles {
   static constexpr int kScales = 2 * kPanelRows;
   static constexpr FormatInfo kInfo = {
-      .name = "q6_k", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows * 6 / 8,
-      .header_bytes = kScales + 2 * kSubBlocks * kPanelRows, .group = kSuper, .source_k = kSuper,
-      .source_bytes = 210, .source_scales = SourceScales::none, .source_zeros = false,
-      .takes_floats = false, .weight_error = 0.019f,
-      .layout = "header [K/256] of float16 d [8], int8 scales [16][8]; data [K/32] of uint4 as "
-                "int4, then uint8 [2][8][4] whose bit pair j % 4 of the j / 4 th is bits 4 and 5 of "
-                "K = 4j .. 4j + 3; value = d * scale * (q - 32)"};
+      .name = "q6_k",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows * 6 / 8,
+      .header_bytes = kScales + 2 * kSubBlocks * kPanelRows,
+      .group = kSuper,
+      .source_k = kSuper,
+      .source_bytes = 210,
+      .source_scales = SourceScales::none,
+      .source_zeros = false,
+      .takes_floats = false,
+      .weight_error = 0.019f,
+      .layout =
+          "header [K/256] of float16 d [8], int8 scales [16][8]; data [K/32] of uint4 as "
+          "int4, then uint8 [2][8][4] whose bit pair j % 4 of the j / 4 th is bits 4 and 5 of "
+          "K = 4j .. 4j + 3; value = d * scale * (q - 32)"};
   static constexpr bool kHasMinimum = false;
 
   static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
@@ -169,27 +192,27 @@ struct Q6_K : Nibbles {
     return Vec::load_f16(group, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    for_each_super<Q6_K>(args, row, to,
-                         [&](const uint8_t* from, std::byte* header, std::byte* data) {
-      const uint8_t *ql = from, *qh = from + 128, *scales = from + 192;
-      put(header, to.lane, get<uint16_t>(from + 208));
-      for (int i = 0; i < 2 * kSubBlocks; ++i)
-        put(header + kScales, i * kPanelRows + to.lane, scales[i]);
-      for (int sub = 0; sub < kSubBlocks; ++sub) {
-        // Within 128 values, quarter r takes its low bits from half r % 2 of 64 bytes, nibble r / 2,
-        // and its high bits from pair r of 32 bytes.
-        const int part = sub / 4, r = sub % 4;
-        std::byte* const block = data + sub * kInfo.data_bytes;
-        uint8_t q[kBlock], pairs[2][4] = {};
-        for (int i = 0; i < kBlock; ++i) {
-          q[i] = ql[64 * part + 32 * (r % 2) + i] >> (r / 2 * 4) & 15;
-          const int high = qh[32 * part + i] >> (2 * r) & 3;
-          pairs[i / 16][i % 4] |= static_cast<uint8_t>(high << (i / 4 % 4 * 2));
-        }
-        put_nibbles(block, to.lane, q);
-        put_word(block + 128, 0, to.lane, pairs[0]);
-        put_word(block + 160, 0, to.lane, pairs[1]);
-      }
-    });
+    for_each_super<Q6_K>(
+        args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
+          const uint8_t *ql = from, *qh = from + 128, *scales = from + 192;
+          put(header, to.lane, get<uint16_t>(from + 208));
+          for (int i = 0; i < 2 * kSubBlocks; ++i)
+            put(header + kScales, i * kPanelRows + to.lane, scales[i]);
+          for (int sub = 0; sub < kSubBlocks; ++sub) {
+            // Within 128 values, quarter r takes its low bits from half r % 2 of 64 bytes, nibble r
+            // / 2, and its high bits from pair r of 32 bytes.
+            const int part = sub / 4, r = sub % 4;
+            std::byte* const block = data + sub * kInfo.data_bytes;
+            uint8_t q[kBlock], pairs[2][4] = {};
+            for (int i = 0; i < kBlock; ++i) {
+              q[i] = ql[64 * part + 32 * (r % 2) + i] >> (r / 2 * 4) & 15;
+              const int high = qh[32 * part + i] >> (2 * r) & 3;
+              pairs[i / 16][i % 4] |= static_cast<uint8_t>(high << (i / 4 % 4 * 2));
+            }
+            put_nibbles(block, to.lane, q);
+            put_word(block + 128, 0, to.lane, pairs[0]);
+            put_word(block + 160, 0, to.lane, pairs[1]);
+          }
+        });
   }
 };

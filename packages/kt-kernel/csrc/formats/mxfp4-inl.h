@@ -7,9 +7,16 @@
 
 struct Mxfp4 : Nibbles {
   static constexpr FormatInfo kInfo = {
-      .name = "mxfp4", .act_mode = ActMode::int8_g32, .data_bytes = kBlock * kPanelRows / 2,
-      .header_bytes = kPanelRows, .group = kBlock, .source_k = kBlock, .source_bytes = 16,
-      .source_scales = SourceScales::exponent, .source_zeros = false, .takes_floats = true,
+      .name = "mxfp4",
+      .act_mode = ActMode::int8_g32,
+      .data_bytes = kBlock * kPanelRows / 2,
+      .header_bytes = kPanelRows,
+      .group = kBlock,
+      .source_k = kBlock,
+      .source_bytes = 16,
+      .source_scales = SourceScales::exponent,
+      .source_zeros = false,
+      .takes_floats = true,
       .weight_error = 0.114f,
       .layout = "header e8m0 scales [K/32][8], data e2m1 as int4; value = 2^(scale - 127) * e2m1"};
   static constexpr bool kHasMinimum = false;

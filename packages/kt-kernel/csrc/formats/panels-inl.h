@@ -9,8 +9,8 @@
 // and, for float formats,
 //   load(block, k, group, stride)      weights k < 32 of a block, as floats, of every lane
 // or, for integer formats,
-//   unpack(block, stride, w)           8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of every lane
-//   scale(group, sub, stride)          value = scale * (dot product of bytes - offset) …
+//   unpack(block, stride, w)           8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of every
+//   lane scale(group, sub, stride)          value = scale * (dot product of bytes - offset) …
 //   operands(group, sub, stride)       what else a block needs: its offset, sub-scales or minimum
 //   dot(w, a, sums, operands)          the exact int32 dot product with 32 activations, less offset
 //   kHasMinimum                        operands are the minimum: value = … + minimum

@@ -50,8 +50,8 @@ inline void prepare_row(const typename Element::T* x, const PrepareRowsArgs& arg
     for (int i = 0; i < kBlock; i += Vec::kLanes) {
       const int64_t left = args.columns - begin - i;
       Vec::F v = left >= Vec::kLanes ? Element::load(x + begin + i)
-                 : left > 0 ? Element::load_n(x + begin + i, static_cast<int>(left))
-                            : Vec::zero();
+                 : left > 0          ? Element::load_n(x + begin + i, static_cast<int>(left))
+                                     : Vec::zero();
       if (out.mode == ActMode::bf16) v = Vec::round_bf16(v);
       Vec::store(to + i, v);
     }

@@ -100,7 +100,8 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
         } else {
           Vec::F w[kBlock][kPanels];
           for (int k = 0; k < kBlock; ++k)
-            for (int p = 0; p < kPanels; ++p) w[k][p] = Weights::load(data[p], k, header[p], stride);
+            for (int p = 0; p < kPanels; ++p)
+              w[k][p] = Weights::load(data[p], k, header[p], stride);
           // Shares that differ by at most one row: no short one at the end.
           const int shares = (rows + kMaxFloatRows - 1) / kMaxFloatRows;
           for (int share = 0, row = 0; share < shares; ++share) {
@@ -154,8 +155,7 @@ inline void gemm(const GemmArgs& args) {
     if (args.a.rows > kMaxIntegerRows) return gemm_range<Weights, 0, 1>(args);
     // The panels of a single row share its 8 vectors of activations, kept in registers.
     if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
-    with_rows<kMaxIntegerRows>(args.a.rows,
-                               [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
+    with_rows<kMaxIntegerRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
   } else {
     // A single row has one chain of additions per vector: four hide the latency of fma (4 cycles).
     if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
@@ -176,7 +176,7 @@ inline void pack(const PackArgs& args) {
   }
 }
 
-#define KT_DEFINE(name, Struct)                                       \
+#define KT_DEFINE(name, Struct)                                         \
   inline void gemm_##name(const GemmArgs& args) { gemm<Struct>(args); } \
   inline void pack_##name(const PackArgs& args) { pack<Struct>(args); }
 KT_FORMATS(KT_DEFINE)

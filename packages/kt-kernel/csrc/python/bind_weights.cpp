@@ -78,8 +78,9 @@ class SourceArrays {
                    int group_size) {
     const int group = facts.group == kChosenGroup ? (group_size ? group_size : k_) : facts.group;
     const auto need = [&](const char* name, nb::handle given, bool wanted) {
-      KT_CHECK(op, given.is_none() != wanted, name, wanted ? " must be given for " : " must be None for ",
-               facts.name, "; got ", wanted ? "None" : "some");
+      KT_CHECK(op, given.is_none() != wanted, name,
+               wanted ? " must be given for " : " must be None for ", facts.name, "; got ",
+               wanted ? "None" : "some");
       return wanted;
     };
     if (need("scales", scales, facts.source_scales != SourceScales::none)) {

@@ -28,8 +28,8 @@ struct Source {
   const uint8_t* zeros = nullptr;
 };
 
-// Pack `panels` of one matrix. Pure function of the source. Throws `[op] …` on quantised values that
-// the format cannot hold.
+// Pack `panels` of one matrix. Pure function of the source. Throws `[op] …` on quantised values
+// that the format cannot hold.
 void pack_panels(const char* op, const Source& source, const PackedMatrix& into, Range panels);
 
 class Linear {

@@ -22,20 +22,20 @@ inline constexpr int kSumGroup = 16;
 
 // The registry of weight formats: X(name, struct of csrc/formats). A new format is its struct and
 // one line here.
-#define KT_FORMATS(X)  \
-  X(float32, Float32)  \
-  X(bf16, Bf16)        \
-  X(f16, F16)          \
-  X(fp8, Fp8)          \
-  X(int8, Int8)        \
-  X(q8_0, Q8_0)        \
-  X(q6_k, Q6_K)        \
-  X(q5_k, Q5_K)        \
-  X(q4_1, Q4_1)        \
-  X(q4_k, Q4_K)        \
-  X(int4, Int4)        \
-  X(int4_zp, Int4Zp)   \
-  X(q4_0, Q4_0)        \
+#define KT_FORMATS(X) \
+  X(float32, Float32) \
+  X(bf16, Bf16)       \
+  X(f16, F16)         \
+  X(fp8, Fp8)         \
+  X(int8, Int8)       \
+  X(q8_0, Q8_0)       \
+  X(q6_k, Q6_K)       \
+  X(q5_k, Q5_K)       \
+  X(q4_1, Q4_1)       \
+  X(q4_k, Q4_K)       \
+  X(int4, Int4)       \
+  X(int4_zp, Int4Zp)  \
+  X(q4_0, Q4_0)       \
   X(mxfp4, Mxfp4)
 
 enum class Format : uint8_t {
@@ -75,7 +75,8 @@ struct FormatInfo {
   ActMode act_mode;
   int data_bytes;    // of a block: 32 of K of 8 rows
   int header_bytes;  // of a group of K of 8 rows: scales, minima
-  int group;  // K that shares a header: 0 = none, kChosenGroup = the caller's group_size, else fixed
+  int group;  // K that shares a header: 0 = none, kChosenGroup = the caller's group_size, else
+              // fixed
   // Already quantised weights, as a checkpoint holds them: source_bytes for every source_k of a
   // row. 0: the format takes floats only.
   int source_k, source_bytes;
@@ -91,7 +92,7 @@ struct PackedMatrix {
   Format format{};
   int n = 0, k = 0;  // logical shape: (out, in)
   int n_padded = 0, k_padded = 0;
-  int group_size = 0;  // K that shares a header; 0: none
+  int group_size = 0;                         // K that shares a header; 0: none
   int64_t header_bytes = 0, panel_bytes = 0;  // of one panel: its whole header, all of it
   std::byte* data = nullptr;                  // 64-byte aligned
 };

@@ -24,16 +24,16 @@ struct Range {
 // enough that their activations (64 KiB at K = 2048) stay in the second-level cache.
 inline constexpr int kTileRows = 32;
 
-// At most kTileRows activation rows in one ActMode, K padded with zeros to kBlock, ordered as a gemm
-// reads them. bf16 rows are floats that bf16 can hold. A tile of one row is a plain row.
+// At most kTileRows activation rows in one ActMode, K padded with zeros to kBlock, ordered as a
+// gemm reads them. bf16 rows are floats that bf16 can hold. A tile of one row is a plain row.
 struct ActTile {
   ActMode mode{};
   int rows = 0;
   int k_padded = 0;
-  void* data = nullptr;           // [k_padded / 32][rows][32] float | float | int8
-  float* scales = nullptr;        // int8_g32: [k_padded / 32][rows]
-  float* scaled_sums = nullptr;   // int8_g32: [k_padded / 32][rows], scale * sum
-  int16_t* sums = nullptr;        // int8_g32: [k_padded / 32][rows][2], per 16
+  void* data = nullptr;          // [k_padded / 32][rows][32] float | float | int8
+  float* scales = nullptr;       // int8_g32: [k_padded / 32][rows]
+  float* scaled_sums = nullptr;  // int8_g32: [k_padded / 32][rows], scale * sum
+  int16_t* sums = nullptr;       // int8_g32: [k_padded / 32][rows][2], per 16
 };
 
 // Bytes of one row in a tile, a multiple of 64: a tile of n rows takes at most n of it.
