@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_kernel import isa
-from kt_kernel.experts import Experts
+from kt_kernel.experts import Experts, Projection
 from kt_kernel.formats import FORMATS, WeightFormat
+from kt_kernel.known_weights import known_weights
 from kt_kernel.linear import Linear
 from kt_kernel.moe import MoE
 from kt_kernel.ops import Stream
@@ -110,7 +111,7 @@ def _distance(x: _Float64, y: _Float64) -> float:
 
 
 def _cases(pool: ThreadPool) -> Iterator[_Case]:
-    for weight_format in (each for each in FORMATS.values() if each.takes_floats):
+    for weight_format in FORMATS.values():
         yield _linear(weight_format, pool)
         yield _moe(weight_format, pool)
     yield from _rows()
@@ -122,17 +123,20 @@ def _cases(pool: ThreadPool) -> Iterator[_Case]:
 
 def _linear(weight_format: WeightFormat, pool: ThreadPool) -> _Case:
     rng = np.random.default_rng(0)
-    x = _normal(rng, _TOKENS, _HIDDEN)
-    weight = _normal(rng, _INTERMEDIATE, _HIDDEN)
+    columns, rows = _columns(weight_format, _HIDDEN), _INTERMEDIATE
+    x, known = _normal(rng, _TOKENS, columns), known_weights(weight_format, rng, rows, columns)
 
     def run_op(stream: Stream, out: _Float32) -> None:
-        stream.linear(x, Linear.pack(weight, format=weight_format.name, pool=pool), out)
+        linear = Linear.pack(
+            known.weight, format=weight_format.name, scales=known.scales, pool=pool
+        )
+        stream.linear(x, linear, out)
 
     return _Case(
         op="linear",
         format=weight_format.name,
-        run=_returning((_TOKENS, _INTERMEDIATE), run_op),
-        expected=_double(x) @ _double(weight).T,
+        run=_returning((_TOKENS, rows), run_op),
+        expected=_double(x) @ known.values.T,
         bound=_rounding(weight_format, 2),  # weight and activation
         difference_bound=_INTEGER if weight_format.activation_mode == "int8_g32" else _FLOAT32,
     )
@@ -140,35 +144,51 @@ def _linear(weight_format: WeightFormat, pool: ThreadPool) -> _Case:
 
 def _moe(weight_format: WeightFormat, pool: ThreadPool) -> _Case:
     rng = np.random.default_rng(1)
-    x = _normal(rng, _TOKENS, _HIDDEN)
-    gate, up = (
-        _normal(rng, _NUM_EXPERTS, _INTERMEDIATE, _HIDDEN) / np.float32(_HIDDEN**0.5)
-        for _ in range(2)
-    )
-    down = _normal(rng, _NUM_EXPERTS, _HIDDEN, _INTERMEDIATE)
+    name, count = weight_format.name, _NUM_EXPERTS
+    hidden, intermediate = (_columns(weight_format, n) for n in (_HIDDEN, _INTERMEDIATE))
+    x = _normal(rng, _TOKENS, hidden)
+    shapes: dict[Projection, tuple[int, int]] = {
+        "gate": (intermediate, hidden),
+        "up": (intermediate, hidden),
+        "down": (hidden, intermediate),
+    }
+    known = {
+        projection: [known_weights(weight_format, rng, *shape) for _ in range(count)]
+        for projection, shape in shapes.items()
+    }
     ids = np.array([[0, 3], [1, 2], [3, 1], [2, 0], [0, 1]], np.int32)
     weights = rng.random((_TOKENS, _TOP_K), np.float32)
 
     def run_op(stream: Stream, out: _Float32) -> None:
-        experts = Experts.pack(gate, up, down, format=weight_format.name, pool=pool)
+        experts = Experts.empty(count, hidden, intermediate, gate=name, up=name, down=name)
+        for projection, matrices in known.items():
+            for e, matrix in enumerate(matrices):
+                experts.put(e, projection, matrix.weight, scales=matrix.scales)
         moe = MoE(experts, top_k=_TOP_K, max_tokens=_TOKENS, pool=pool)
         stream.moe(moe, x, ids, weights, out)
 
-    expected = np.zeros((_TOKENS, _HIDDEN))
+    expected = np.zeros((_TOKENS, hidden))
     for t in range(_TOKENS):
         for e, weight in zip(ids[t], weights[t], strict=True):
-            inner = _silu(_double(gate[e]) @ x[t]) * (_double(up[e]) @ x[t])
-            expected[t] += weight * (_double(down[e]) @ inner)
+            gate, up, down = (matrices[e].values for matrices in known.values())
+            expected[t] += weight * (down @ (_silu(gate @ x[t]) * (up @ x[t])))
     return _Case(
         op="moe",
-        format=weight_format.name,
-        run=_returning((_TOKENS, _HIDDEN), run_op),
+        format=name,
+        run=_returning((_TOKENS, hidden), run_op),
         expected=expected,
         # Three weights and two activations; silu passes on at most 1.1 of a relative error.
         bound=1.1 * _rounding(weight_format, 5),
         # Targets may round a value between the projections to different sides of a half.
         difference_bound=_FLOAT32 + _ACTIVATION_ERROR[weight_format.activation_mode],
     )
+
+
+def _columns(weight_format: WeightFormat, ragged: int) -> int:
+    """As many columns, or as many whole blocks of them as the format's bytes need."""
+    if weight_format.takes_floats:
+        return ragged
+    return -(-ragged // weight_format.source_k) * weight_format.source_k
 
 
 def _rows() -> Iterator[_Case]:
@@ -271,7 +291,9 @@ def _returning(
 
 def _rounding(weight_format: WeightFormat, roundings: int) -> float:
     """Bound on the error of a chain of so many roundings; the factor 2 is for the small sample."""
-    worst = max(weight_format.weight_error, _ACTIVATION_ERROR[weight_format.activation_mode])
+    worst = _ACTIVATION_ERROR[weight_format.activation_mode]
+    if weight_format.takes_floats:  # else the weights are exact
+        worst = max(worst, weight_format.weight_error)
     return float(2 * roundings**0.5 * worst + _FLOAT32)
 
 
