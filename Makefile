@@ -13,10 +13,10 @@ override MODEL := $(value MODEL)
 export PROMPT MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-fast test-sanitize check format bench clean
+.PHONY: help setup run serve test test-fast test-sanitize kernel-selftest check format bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## build .venv: compile the kernels, install everything (fast when nothing changed)
 	@$(PYTHON) tools/setup_env.py
@@ -35,6 +35,10 @@ test-fast: setup ## tests without the slow and end-to-end ones (at most 5 minute
 
 test-sanitize: setup ## kernel tests in builds with ASan + UBSan and with TSan (minutes; GCC)
 	@$(PY) tools/run_sanitize.py
+
+kernel-selftest: setup ## build a static binary that prints what every kernel of every target computes, as hashes
+	@build=$$(ls -td packages/kt-kernel/build/cp*/ | head -1) && $(PY) -m cmake --build "$$build" --target kernel-selftest && \
+		echo "$${build}kernel-selftest"
 
 check: setup ## lint, types, import contracts, formatting, file sizes (at most 2 minutes)
 	@$(PY) tools/run_checks.py

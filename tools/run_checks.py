@@ -26,7 +26,7 @@ SOURCES = (
 def cpp_files() -> list[str]:
     """The C++ sources, for clang-format."""
     kernel = ROOT / "packages" / "kt-kernel"
-    directories = [kernel / name for name in ("include", "csrc", "tests/native")]
+    directories = [kernel / name for name in ("include", "csrc", "selftest", "tests/native")]
     return [
         str(p)
         for d in (*directories, ROOT / "tools" / "peers")
