@@ -212,19 +212,9 @@ void run_attention(const Kernels& table, const Report& report) {
     args.scale = 0.25f;
     args.out = out.data();
     args.tile = {0, kQueries, 0, kKeys - kQueries};
-    const int64_t heads = args.heads();
-    const int pad = args.head_pad();
-    const int64_t sums = attention_sums_floats(heads, pad);
-    std::vector<float> work_q(heads * kHeadDim), work_k(kKeyBlock * kHeadDim);
-    std::vector<float> work_v(kKeyBlock * pad), scores(heads * kKeyBlock), factors(heads);
-    std::vector<float> split(sums), total(sums), partials(kSplits * sums);
-    args.work = {work_q.data(),
-                 work_k.data(),
-                 work_v.data(),
-                 scores.data(),
-                 factors.data(),
-                 attention_sums(split.data(), heads, pad),
-                 attention_sums(total.data(), heads, pad)};
+    const int64_t heads = args.heads(), sums = attention_sums_floats(heads, args.head_pad());
+    std::vector<float> work(attention_work_floats(args, heads)), partials(kSplits * sums);
+    args.work = attention_work(args, heads, work.data());
     for (args.kv_head = 0; args.kv_head < kKvHeads; ++args.kv_head) {
       args.first_split = 0;
       args.end_split = kSplits;

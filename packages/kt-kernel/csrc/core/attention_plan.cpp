@@ -4,7 +4,6 @@
 #include "attention_plan.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 
 #include "kt/check.h"
@@ -20,39 +19,8 @@ constexpr int64_t kPartsPerWorker = 4;
 // Sums of split tiles; tiles that find no room stay whole. 32 heads of 128 over 128k keys are 5
 // MiB.
 constexpr int64_t kMaxPartialFloats = int64_t{8} << 20;
-constexpr int64_t kLineFloats = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t whole_lines(int64_t floats) { return ceil_div(floats, kLineFloats) * kLineFloats; }
-
-// The parts of an AttentionWork, in floats and in order.
-std::array<int64_t, 7> work_parts(const AttentionArgs& args, int64_t heads) {
-  const int64_t sums = attention_sums_floats(heads, args.head_pad());
-  return {whole_lines(heads * args.head_dim),
-          whole_lines(int64_t{kKeyBlock} * (args.head_dim + 1)),
-          whole_lines(int64_t{kKeyBlock + 1} * args.head_pad()),
-          whole_lines(heads * kKeyBlock),
-          whole_lines(heads),
-          whole_lines(sums),
-          whole_lines(sums)};
-}
-
-AttentionWork lay_out_work(const AttentionArgs& args, int64_t heads, float* at) {
-  float* part[7];
-  int i = 0;
-  for (const int64_t size : work_parts(args, heads)) {
-    part[i++] = at;
-    at += size;
-  }
-  const int head_pad = args.head_pad();
-  return {part[0],
-          part[1],
-          part[2],
-          part[3],
-          part[4],
-          attention_sums(part[5], heads, head_pad),
-          attention_sums(part[6], heads, head_pad)};
-}
 
 int64_t max_keys(const AttentionArgs& args) { return int64_t{args.max_pages} * args.page_size; }
 
@@ -64,7 +32,7 @@ AttentionPlan::AttentionPlan(ThreadPool& pool, const AttentionArgs& args, int64_
   tile_rows_ = std::max<int>(1, std::min<int64_t>(rows, kTileHeads / group));
   if (rows == 0) return;
   const int64_t tile_heads = int64_t{tile_rows_} * group;
-  for (const int64_t size : work_parts(args, tile_heads)) work_floats_ += size;
+  work_floats_ = attention_work_floats(args, tile_heads);
   // Fewer than kPartsPerWorker tiles per worker are split, each over its splits and at most one
   // more where a window begins inside a split.
   int64_t keys = std::min<int64_t>(max_keys(args), std::numeric_limits<int32_t>::max());
@@ -180,7 +148,7 @@ AttentionArgs AttentionPlan::args_of(const Part& part, int64_t kv_head, int work
         memory + work_floats_ * workers_ + part.partials + kv_head * splits * split_floats(part);
   }
   args.work =
-      lay_out_work(args, int64_t{tile_rows_} * args.group(), memory + work_floats_ * worker);
+      attention_work(args, int64_t{tile_rows_} * args.group(), memory + work_floats_ * worker);
   return args;
 }
 

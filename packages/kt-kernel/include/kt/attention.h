@@ -3,6 +3,7 @@
 // in csrc/kernels/attention-inl.h, the partition over workers in csrc/core/attention_plan.cpp.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 namespace kt {
@@ -85,5 +86,44 @@ struct AttentionArgs {
   int64_t heads() const { return int64_t{tile.rows} * group(); }
   int head_pad() const { return (head_dim + kHeadPad - 1) / kHeadPad * kHeadPad; }
 };
+
+// Sizes of the parts of an AttentionWork in order, in floats, each in whole cache lines.
+inline std::array<int64_t, 7> attention_work_parts(const AttentionArgs& args, int64_t heads) {
+  const int64_t sums = attention_sums_floats(heads, args.head_pad());
+  std::array<int64_t, 7> parts = {heads * args.head_dim,
+                                  int64_t{kKeyBlock} * (args.head_dim + 1),
+                                  int64_t{kKeyBlock + 1} * args.head_pad(),
+                                  heads * kKeyBlock,
+                                  heads,
+                                  sums,
+                                  sums};
+  constexpr int64_t kLineFloats = 16;
+  for (int64_t& part : parts) part = (part + kLineFloats - 1) / kLineFloats * kLineFloats;
+  return parts;
+}
+
+inline int64_t attention_work_floats(const AttentionArgs& args, int64_t heads) {
+  int64_t floats = 0;
+  for (const int64_t part : attention_work_parts(args, heads)) floats += part;
+  return floats;
+}
+
+// The AttentionWork for tiles of so many heads whose memory begins at `at`.
+inline AttentionWork attention_work(const AttentionArgs& args, int64_t heads, float* at) {
+  float* part[7];
+  int i = 0;
+  for (const int64_t size : attention_work_parts(args, heads)) {
+    part[i++] = at;
+    at += size;
+  }
+  const int head_pad = args.head_pad();
+  return {part[0],
+          part[1],
+          part[2],
+          part[3],
+          part[4],
+          attention_sums(part[5], heads, head_pad),
+          attention_sums(part[6], heads, head_pad)};
+}
 
 }  // namespace kt
