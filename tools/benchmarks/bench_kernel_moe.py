@@ -7,7 +7,7 @@ from .inputs import CpuTime, Layer, Warm, cases
 
 
 class Forward(CpuTime):
-    params = (cases.FORMATS, cases.BENCH_ROWS)
+    params = (cases.BENCH_FORMATS, cases.BENCH_ROWS)
     param_names = ("format", "num_tokens")
 
     def prepare(self, format, num_tokens):
@@ -32,7 +32,7 @@ class Call(Warm):
 
 
 class PackExperts(CpuTime):
-    params = cases.FORMATS
+    params = cases.BENCH_FORMATS
     param_names = ("format",)
 
     def prepare(self, format):

@@ -53,7 +53,7 @@ class Elementwise(CpuTime):
 
 
 class LinearOp(CpuTime):
-    params = (cases.FORMATS, cases.BENCH_ROWS)
+    params = (cases.BENCH_FORMATS, cases.BENCH_ROWS)
     param_names = ("format", "num_tokens")
 
     def prepare(self, format, num_tokens):
@@ -67,7 +67,7 @@ class LinearOp(CpuTime):
 
 
 class PackLinear(CpuTime):
-    params = cases.FORMATS
+    params = cases.BENCH_FORMATS
     param_names = ("format",)
 
     def prepare(self, format):

@@ -5,22 +5,50 @@ from dataclasses import dataclass
 
 from kt_kernel import Router
 
-FORMATS = ("float32", "bf16", "int8", "int4")
+# Weight formats, as the registry lists them.
+FORMATS = (
+    "float32",
+    "bf16",
+    "f16",
+    "fp8",
+    "int8",
+    "q8_0",
+    "q6_k",
+    "q5_k",
+    "q4_1",
+    "int4_zp",
+    "q4_k",
+    "int4",
+    "q4_0",
+    "mxfp4",
+)
+K_QUANTS = ("q4_k", "q5_k", "q6_k")
+GGUF_FORMATS = ("q4_0", "q4_1", "q8_0", *K_QUANTS)
+# Those that float weights can be rounded to, and those that already quantised bytes may be in.
+ROUNDED = tuple(name for name in FORMATS if name not in ("fp8", *K_QUANTS))
+QUANTISED = tuple(name for name in FORMATS if name not in ("float32", "bf16", "f16"))
+INTEGER_GROUPS = tuple((name, g) for name in ("int8", "int4", "int4_zp") for g in (32, 64, 128, 0))
+# (format, group size); where the format has its own group, any value will do.
+FORMAT_GROUPS = (
+    *((name, 32) for name in FORMATS if name not in dict(INTEGER_GROUPS)),
+    *INTEGER_GROUPS,
+)
+BENCH_FORMATS = ("float32", "bf16", "int8", "int4")
 FLOAT_DTYPES = ("float32", "bf16", "f16")
 KV_DTYPES = (*FLOAT_DTYPES, "int8")
-# (format, group size); the float formats have no groups, so any value will do.
-FORMAT_GROUPS = (
-    ("float32", 32),
-    ("bf16", 32),
-    *((name, group) for name in ("int8", "int4") for group in (32, 64, 128)),
-)
-
 # Around the row blocks of a GEMM (1, 2, 4, 8, 16, 32) and nothing at all.
 ROWS = (0, 1, 2, 15, 16, 17, 33)
 
 # (out_features, in_features): one element; no multiple of 8 or 32; just above them; exact; K over
-# several groups with a ragged last one.
-LINEAR = ((1, 1), (13, 33), (9, 65), (24, 96), (40, 127), (17, 300))
+# several groups with a ragged last one; whole super-blocks of 256; several tiles of 128.
+LINEAR = ((1, 1), (13, 33), (9, 65), (24, 96), (40, 127), (17, 300), (13, 256), (140, 512))
+
+
+def k_multiple(format: str, quantised: bool = False) -> int:
+    """What K of a matrix must be a multiple of: blocks that are given whole."""
+    if format in K_QUANTS:
+        return 256
+    return 32 if quantised and format in (*GGUF_FORMATS, "mxfp4") else 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,19 @@ MOE = (
     MoeCase(5, 33, 130, 5, 17),
     MoeCase(64, 40, 24, 4, 2),  # most experts empty
 )
+
+
+# Sizes for the K-quants.
+MOE_256 = (MoeCase(2, 256, 256, 2, 1), MoeCase(4, 512, 256, 3, 33))
+
+
+def moe_cases(format: str) -> tuple[MoeCase, ...]:
+    return MOE_256 if format in K_QUANTS else MOE
+
+
+def typical_moe(format: str) -> MoeCase:
+    """Several experts with several tokens each."""
+    return MOE_256[1] if format in K_QUANTS else MOE[2]
 
 
 @dataclass(frozen=True)

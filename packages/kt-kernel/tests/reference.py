@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numpy oracle of every op and weight format, in float64 and in the plainest form. Slow on purpose.
+"""Numpy oracle of every op, in float64 and in the plainest form. Slow on purpose. What the bytes of
+a weight format mean is reference_weights.
 
 Each function returns `Expected`: the value, and how far a float32 implementation may lie from it.
 Tolerances are derived, element by element, from the operands: eps is float32's 2^-23 (twice the
@@ -90,57 +91,47 @@ def stored(expected: Expected, dtype: str) -> Expected:
 # --- weights and activations -------------------------------------------------------------------
 
 
-def _grouped(x: np.ndarray, size: int) -> np.ndarray:
+class Stored(NamedTuple):
+    """A packed weight (N, K), as reference_weights makes it: values = scale * q + minimum.
+
+    scale and minimum are those of every block of 32 of K, (N, ceil(K / 32)); None is 1 and 0. With
+    activations in int8, q are integers.
+    """
+
+    mode: str  # how activations meet it: "f32", "bf16", "int8_g32"
+    q: np.ndarray
+    scale: np.ndarray | None = None
+    minimum: np.ndarray | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        scale, minimum = (
+            None if x is None else np.repeat(x, BLOCK, axis=1)[:, : self.q.shape[1]]
+            for x in (self.scale, self.minimum)
+        )
+        return (1 if scale is None else scale) * self.q + (0 if minimum is None else minimum)
+
+
+def grouped(x: np.ndarray, size: int) -> np.ndarray:
     """(..., K) to (..., ceil(K / size), size), padded with zeros."""
     pad = -x.shape[-1] % size
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)])
     return padded.reshape(*x.shape[:-1], padded.shape[-1] // size, size)
 
 
-def quantise_weight(
-    weight: np.ndarray, format: str, group_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) float32 to integers (N, groups, group_size) and float32 scales (N, groups)."""
-    top = F32(127 if format == "int8" else 7)
-    groups = _grouped(weight.astype(F32), group_size)
-    scales = round_bf16(np.abs(groups).max(-1) / top)
-    safe = np.where(scales > 0, scales, F32(1))[..., None]
-    return np.clip(np.rint(groups / safe), -top, top), scales
-
-
-def weight_values(weight: np.ndarray, format: str, group_size: int) -> np.ndarray:
-    """The float64 values that a packed weight stands for."""
-    if format == "float32":
-        return weight.astype(F64)
-    if format == "bf16":
-        return round_bf16(weight).astype(F64)
-    q, scales = quantise_weight(weight, format, group_size)
-    return (q.astype(F64) * scales[..., None]).reshape(len(weight), -1)[:, : weight.shape[1]]
-
-
 def quantise_activation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(M, K) float32 to integers (M, blocks, 32) and float32 scales (M, blocks)."""
-    blocks = _grouped(x.astype(F32), BLOCK)
+    blocks = grouped(x.astype(F32), BLOCK)
     absmax = np.abs(blocks).max(-1)
     inverse = F32(127) / np.where(absmax > 0, absmax, F32(1))
     return np.rint(blocks * inverse[..., None]), absmax / F32(127)
 
 
-def weight_bound(weight: np.ndarray, format: str, group_size: int) -> np.ndarray:
-    """Largest distance of each packed weight from the original."""
-    if format == "float32":
-        return np.zeros(weight.shape)
-    if format == "bf16":
-        return np.abs(weight) * 2.0**-8 * (1 + EPS)
-    _, scales = quantise_weight(weight, format, group_size)
-    return np.repeat(scales.astype(F64) / 2, group_size, axis=1)[:, : weight.shape[1]] * (1 + EPS)
-
-
-def activation_bound(x: np.ndarray, format: str) -> np.ndarray:
-    """Largest distance of each activation from the original in the mode of a weight format."""
-    if format == "float32":
+def activation_bound(x: np.ndarray, mode: str) -> np.ndarray:
+    """Largest distance of each activation from the original in a mode."""
+    if mode == "f32":
         return np.zeros(x.shape)
-    if format == "bf16":
+    if mode == "bf16":
         return np.abs(x) * 2.0**-8 * (1 + EPS)
     _, scales = quantise_activation(x)
     return np.repeat(scales.astype(F64) / 2, BLOCK, axis=1)[:, : x.shape[1]] * (1 + 256 * EPS)
@@ -149,41 +140,35 @@ def activation_bound(x: np.ndarray, format: str) -> np.ndarray:
 # --- ops ---------------------------------------------------------------------------------------
 
 
-def linear(
-    x: np.ndarray,
-    weight: np.ndarray,
-    format: str,
-    group_size: int = 32,
-    bias: np.ndarray | None = None,
-) -> Expected:
+def linear(x: np.ndarray, weight: Stored, bias: np.ndarray | None = None) -> Expected:
     """x @ weight.T + bias with exactly the arithmetic of the format, up to float32 summation."""
-    k = weight.shape[1]
-    if format in ("float32", "bf16"):
-        a = (round_bf16(x) if format == "bf16" else x).astype(F64)
-        w = weight_values(weight, format, group_size)
-        value, magnitude, roundings = a @ w.T, np.abs(a) @ np.abs(w).T, k + 2
+    if weight.mode != "int8_g32":
+        a, w = (round_bf16(x) if weight.mode == "bf16" else x).astype(F64), weight.values
+        value, magnitude, roundings = a @ w.T, np.abs(a) @ np.abs(w).T, w.shape[1] + 2
     else:
         # Integer dot products per block are exact; their scaling and summing rounds.
         aq, a_scale = quantise_activation(x)
-        wq, w_scale = quantise_weight(weight, format, group_size)
-        wq = _grouped(wq.reshape(len(weight), -1)[:, :k], BLOCK)
-        w_scale = np.repeat(w_scale, group_size // BLOCK, axis=1)[:, : wq.shape[1]]
-        dots = np.matmul(aq.transpose(1, 0, 2).astype(F64), wq.transpose(1, 2, 0).astype(F64))
-        dots = dots.transpose(1, 2, 0)
-        terms = dots * a_scale.astype(F64)[:, None] * w_scale.astype(F64)[None]
+        wq = grouped(weight.q, BLOCK)
+        dots = np.matmul(aq.transpose(1, 0, 2).astype(F64), wq.transpose(1, 2, 0))
+        terms = dots.transpose(1, 2, 0) * a_scale.astype(F64)[:, None] * weight.scale[None]
         value, magnitude = terms.sum(-1), np.abs(terms).sum(-1)
         roundings = wq.shape[1] + 4
+        if weight.minimum is not None:  # a second sum, over which the first one's errors grow
+            sums = aq.sum(-1, dtype=F64) * a_scale
+            value = value + sums @ weight.minimum.T
+            magnitude = magnitude + np.abs(sums) @ np.abs(weight.minimum).T
+            roundings += wq.shape[1] + 1
     if bias is not None:
         value, magnitude = value + bias, magnitude + np.abs(bias)
     return Expected(value, roundings * EPS * magnitude)
 
 
-def linear_exact(x: np.ndarray, weight: np.ndarray, format: str, group_size: int = 32) -> Expected:
-    """x @ weight.T of the unquantised operands, with the error that quantisation may cause."""
+def linear_exact(x: np.ndarray, weight: np.ndarray, stored: Stored) -> Expected:
+    """x @ weight.T of the unquantised operands, with the error that quantisation causes at most."""
     a, w = np.abs(x.astype(F64)), np.abs(weight.astype(F64))
-    da, dw = activation_bound(x, format), weight_bound(weight, format, group_size)
+    da, dw = activation_bound(x, stored.mode), np.abs(stored.values - weight)
     bound = a @ dw.T + da @ w.T + da @ dw.T
-    float_error = (weight.shape[1] + 2) * EPS * ((a + da) @ (w + dw).T)
+    float_error = (2 * weight.shape[1] + 2) * EPS * ((a + da) @ (w + dw).T)
     return Expected(x.astype(F64) @ weight.astype(F64).T, bound + float_error)
 
 
@@ -350,52 +335,80 @@ def _sparsemixer_weights(x: np.ndarray, ids: np.ndarray, jitter_eps: float) -> n
     return weights
 
 
+class Expert(NamedTuple):
+    """The packed projections of one expert (gate None: it has no gate) and their biases."""
+
+    gate: Stored | None
+    up: Stored
+    down: Stored
+    gate_bias: np.ndarray | None = None
+    up_bias: np.ndarray | None = None
+    down_bias: np.ndarray | None = None
+
+
 def moe(
-    x, gate, up, down, topk_ids, topk_weights, format, group_size=32, resident=None
+    x: np.ndarray,
+    experts: list[Expert],
+    topk_ids: np.ndarray,
+    topk_weights: np.ndarray,
+    activation: Activation = SILU,
+    resident: np.ndarray | None = None,
 ) -> Expected:
-    """The routed experts, one after another, with exactly the arithmetic of the format.
+    """The routed experts, one after another, with exactly the arithmetic of their formats.
 
     The inner activation is rounded a second time (bf16 or int8), where a last-bit difference before
     may move an element by a whole step: `_requantised` bounds that, element by element.
     """
     value, tolerance = np.zeros(x.shape), np.zeros(x.shape)
-    for e in range(len(gate)):
+    for e, expert in enumerate(experts):
         weight = np.where(topk_ids == e, topk_weights, 0).sum(1, dtype=F64)[:, None]
         rows = (topk_ids == e).any(1)
         if not rows.any() or (resident is not None and resident[e]):
             continue
-        g = linear(x[rows], gate[e], format, group_size)
-        u = linear(x[rows], up[e], format, group_size)
-        h = activate(g.value, u.value)
-        # |silu'| <= 1.1, and both factors move.
-        silu = np.abs(g.value / (1 + np.exp(-g.value))) + 1.1 * g.tolerance
-        h_error = h.tolerance + 1.1 * g.tolerance * np.abs(u.value) + silu * u.tolerance
-        h_error = h_error + EPS * np.abs(h.value)  # of the conversion below
+        h = _between(x[rows], expert, activation)
         inner = h.value.astype(F32)
-        y = linear(inner, down[e], format, group_size)
-        moved = _requantised(inner, h_error, format)
-        y_error = y.tolerance + moved @ np.abs(weight_values(down[e], format, group_size)).T
+        y = linear(inner, expert.down, expert.down_bias)
+        moved = _requantised(inner, h.tolerance + EPS * np.abs(h.value), expert.down.mode)
+        y_error = y.tolerance + moved @ np.abs(expert.down.values).T
         value[rows] += weight[rows] * y.value
         rounding = (topk_ids.shape[1] + 1) * EPS * np.abs(y.value)
         tolerance[rows] += np.abs(weight[rows]) * (y_error + rounding)
     return Expected(value, tolerance)
 
 
-def _requantised(x: np.ndarray, error: np.ndarray, format: str) -> np.ndarray:
+def _between(x: np.ndarray, expert: Expert, activation: Activation) -> Expected:
+    """The activation of gate and up. Over so short a way as their errors it is as good as linear,
+    so that it moves farthest towards one of the corners."""
+    up = linear(x, expert.up, expert.up_bias)
+    if expert.gate is None:
+        gate, corners = None, [(None, up.value + sign * up.tolerance) for sign in (-1, 1)]
+    else:
+        gate = linear(x, expert.gate, expert.gate_bias)
+        corners = [
+            (gate.value + a * gate.tolerance, up.value + b * up.tolerance)
+            for a in (-1, 1)
+            for b in (-1, 1)
+        ]
+    value, tolerance = activate(None if gate is None else gate.value, up.value, activation)
+    moved = [np.abs(activate(*corner, activation).value - value) for corner in corners]
+    return Expected(value, tolerance + 1.01 * np.max(moved, axis=0))
+
+
+def _requantised(x: np.ndarray, error: np.ndarray, mode: str) -> np.ndarray:
     """How far the rounded activation may move if each element of (1, K) x moves by `error`."""
-    if format == "float32":
+    if mode == "f32":
         return error
-    if format == "bf16":
+    if mode == "bf16":
         low, high = round_bf16((x - error).astype(F32)), round_bf16((x + error).astype(F32))
         return np.maximum(high - round_bf16(x), round_bf16(x) - low).astype(F64)
     q, scales = quantise_activation(x)
     scales = scales.astype(F64)
-    absmax = np.abs(_grouped(x, BLOCK)).max(-1)
+    absmax = np.abs(grouped(x, BLOCK)).max(-1)
     safe = np.where(scales > 0, scales, 1.0)[..., None]
     # The scale follows the largest element; a division and the product with it round.
-    slack = _grouped(error, BLOCK).max(-1) / np.where(absmax > 0, absmax, 1.0) + 4 * EPS
-    reach = (_grouped(error, BLOCK) / safe) + np.abs(q) * slack[..., None]
-    exact = _grouped(x, BLOCK) / safe
+    slack = grouped(error, BLOCK).max(-1) / np.where(absmax > 0, absmax, 1.0) + 4 * EPS
+    reach = (grouped(error, BLOCK) / safe) + np.abs(q) * slack[..., None]
+    exact = grouped(x, BLOCK) / safe
     steps = np.maximum(np.rint(exact + reach) - q, q - np.rint(exact - reach))
     moved = steps * scales[..., None] + np.abs(q) * (scales * slack)[..., None]
     return moved.reshape(len(x), -1)[:, : x.shape[1]]

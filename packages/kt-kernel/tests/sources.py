@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random weights that are already quantised, as checkpoints hold them. No meaning of their bytes."""
+"""Random weights that are already quantised, as checkpoints hold them. Not what they mean."""
 
 from typing import NamedTuple
 

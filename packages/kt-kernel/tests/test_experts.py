@@ -34,9 +34,9 @@ def test_complete_only_when_every_projection_of_every_expert_was_put(pool):
 
 @pytest.mark.parametrize("format", CASE_FORMATS)
 def test_size_is_bits_per_weight(format):
-    experts = Experts.empty(4, 256, 128, gate=format, up=format, down=format, group_size=64)
-    expected = FORMATS[format].bits_per_weight(64) * 4 * 3 * 256 * 128 / 8
-    panels = 4 * (2 * 128 + 256) / 8
+    experts = Experts.empty(4, 256, 256, gate=format, up=format, down=format, group_size=64)
+    expected = FORMATS[format].bits_per_weight(64) * 4 * 3 * 256 * 256 / 8
+    panels = 4 * 3 * 256 / 8
     assert expected <= experts.nbytes <= expected + 2 * 64 * panels  # header and panel round up
 
 

@@ -8,8 +8,28 @@ import torch
 
 from kt_kernel import Linear, Stream, ThreadPool, isa
 
-from . import reference
-from .cases import FORMAT_GROUPS, FORMATS, LINEAR, ROWS
+from . import reference, reference_weights
+from .cases import FORMAT_GROUPS, FORMATS, LINEAR, QUANTISED, ROUNDED, ROWS, k_multiple
+from .sources import Source, quantised
+
+# (format, group size, whether already quantised)
+SOURCES = [
+    *((format, group_size, False) for format, group_size in FORMAT_GROUPS if format in ROUNDED),
+    *((format, group_size, True) for format, group_size in FORMAT_GROUPS if format in QUANTISED),
+]
+
+
+def make_source(format, shape, rng, group_size=32, is_quantised=False):
+    """Floats unless the format cannot be made from them, or quantised ones are asked for."""
+    if is_quantised or format not in ROUNDED:
+        return quantised(format, shape, rng, group_size)
+    return Source(rng.standard_normal(shape, np.float32))
+
+
+def make(format, shape, rng, **options):
+    """A packed matrix and what it holds."""
+    source = make_source(format, shape, rng)
+    return source.linear(format, **options), reference_weights.stored(source, format)
 
 
 def run(x, linear, pool, out=None, **options):
@@ -18,35 +38,57 @@ def run(x, linear, pool, out=None, **options):
     return out
 
 
-@pytest.mark.parametrize("shape", LINEAR)
-@pytest.mark.parametrize(("format", "group_size"), FORMAT_GROUPS)
-def test_matches_the_reference_arithmetic(target, format, group_size, shape, pool, rng):
-    weight = rng.standard_normal(shape, np.float32)
-    bias = rng.standard_normal(shape[0], np.float32)
-    linear = Linear.pack(weight, format=format, group_size=group_size, bias=bias, pool=pool)
-    for m in ROWS:
-        x = rng.standard_normal((m, shape[1]), np.float32)
-        expected = reference.linear(x, weight, format, group_size, bias)
-        reference.assert_close(run(x, linear, pool), expected)
+@pytest.mark.parametrize(("format", "group_size", "is_quantised"), SOURCES)
+def test_matches_the_reference_arithmetic(target, format, group_size, is_quantised, pool, rng):
+    multiple = k_multiple(format, is_quantised)
+    for shape in (shape for shape in LINEAR if shape[1] % multiple == 0):
+        source = make_source(format, shape, rng, group_size, is_quantised)
+        bias = rng.standard_normal(shape[0], np.float32)
+        linear = source.linear(format, group_size, bias=bias, pool=pool)
+        stored = reference_weights.stored(source, format, group_size)
+        for m in ROWS:
+            x = rng.standard_normal((m, shape[1]), np.float32)
+            reference.assert_close(run(x, linear, pool), reference.linear(x, stored, bias))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_many_rows(target, format, pool, rng):
+    linear, stored = make(format, (40, 256), rng)
+    x = rng.standard_normal((512, 256), np.float32)
+    reference.assert_close(run(x, linear, pool), reference.linear(x, stored))
 
 
 @pytest.mark.parametrize(("format", "group_size"), FORMAT_GROUPS)
+def test_the_packed_weight_comes_back_from_a_diagonal(target, format, group_size, pool, rng):
+    """127 has scale 1 and is itself in int8: what comes out is the weight times it, rounded once
+    (with a minimum: as often as there are terms)."""
+    for is_quantised in (format not in ROUNDED, format in QUANTISED):
+        source = make_source(format, (40, 256), rng, group_size, is_quantised)
+        out = run(np.eye(256, dtype=np.float32) * 127, source.linear(format, group_size), pool)
+        stored = reference_weights.stored(source, format, group_size)
+        if stored.minimum is None:
+            assert np.array_equal(out.T, (127 * stored.values).astype(np.float32))
+        else:
+            size = 127 * (np.abs(stored.values) + 2 * np.repeat(np.abs(stored.minimum), 32, axis=1))
+            expected = reference.Expected(127 * stored.values, reference.EPS * size)
+            reference.assert_close(out.T, expected)
+
+
+@pytest.mark.parametrize(("format", "group_size"), [x for x in FORMAT_GROUPS if x[0] in ROUNDED])
 def test_stays_within_the_quantisation_bound_of_the_exact_product(format, group_size, pool, rng):
     x = rng.standard_normal((7, 300), np.float32)
     weight = rng.standard_normal((40, 300), np.float32)
     linear = Linear.pack(weight, format=format, group_size=group_size)
-    reference.assert_close(
-        run(x, linear, pool), reference.linear_exact(x, weight, format, group_size)
-    )
+    stored = reference_weights.stored(Source(weight), format, group_size)
+    reference.assert_close(run(x, linear, pool), reference.linear_exact(x, weight, stored))
 
 
-@pytest.mark.parametrize("format", ["int8", "int4"])
-def test_integer_formats_agree_between_targets(format, pool, rng):
-    """The dot products are exact, so only the float epilogue may round differently."""
+@pytest.mark.parametrize("format", FORMATS)
+def test_targets_agree(format, pool, rng):
+    """Integer dot products are exact, so only sums of floats may round differently."""
     x = rng.standard_normal((5, 256), np.float32)
-    weight = rng.standard_normal((24, 256), np.float32)
-    linear = Linear.pack(weight, format=format)
-    tolerance = 2 * reference.linear(x, weight, format).tolerance
+    linear, stored = make(format, (24, 256), rng)
+    tolerance = 2 * reference.linear(x, stored).tolerance
     before, results = isa.active(), []
     for name in isa.available():
         isa.force(name)
@@ -58,11 +100,11 @@ def test_integer_formats_agree_between_targets(format, pool, rng):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_accumulate_adds_to_the_output(target, format, pool, rng):
-    x = rng.standard_normal((3, 65), np.float32)
-    weight = rng.standard_normal((9, 65), np.float32)
-    linear = Linear.pack(weight, format=format)
+    k = 256 if k_multiple(format) > 1 else 65
+    x = rng.standard_normal((3, k), np.float32)
+    linear, stored = make(format, (9, k), rng)
     residual = rng.standard_normal((3, 9), np.float32)
-    value, tolerance = reference.linear(x, weight, format)
+    value, tolerance = reference.linear(x, stored)
     out = run(x, linear, pool, residual.copy(), accumulate=True)
     size = np.abs(value) + np.abs(residual)
     expected = reference.Expected(value + residual, 2 * tolerance + 2 * reference.EPS * size)
@@ -71,8 +113,9 @@ def test_accumulate_adds_to_the_output(target, format, pool, rng):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_row_does_not_notice_batch_position_or_threads(target, format, pool, rng):
-    x = rng.standard_normal((33, 127), np.float32)
-    linear = Linear.pack(rng.standard_normal((40, 127), np.float32), format=format)
+    k = 256 if k_multiple(format) > 1 else 127
+    x = rng.standard_normal((33, k), np.float32)
+    linear, _ = make(format, (40, k), rng)
     whole = run(x, linear, pool)
     for size in (1, 2, 3, 8, 17):
         parts = [run(x[i : i + size], linear, pool) for i in range(0, 33, size)]
@@ -84,8 +127,9 @@ def test_a_row_does_not_notice_batch_position_or_threads(target, format, pool, r
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_bad_row_spoils_itself_only(target, format, poison, pool, rng):
-    x = rng.standard_normal((6, 70), np.float32)
-    linear = Linear.pack(rng.standard_normal((12, 70), np.float32), format=format)
+    k = 256 if k_multiple(format) > 1 else 70
+    x = rng.standard_normal((6, k), np.float32)
+    linear, _ = make(format, (12, k), rng)
     clean = run(x, linear, pool)
     x[2, 41] = poison
     out = run(x, linear, pool)
@@ -94,7 +138,7 @@ def test_a_bad_row_spoils_itself_only(target, format, poison, pool, rng):
     assert np.array_equal(out[others], clean[others])
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ROUNDED)
 def test_zeros_and_denormals(target, format, pool):
     x = np.zeros((3, 64), np.float32)
     x[1] = 1e-41
@@ -107,7 +151,20 @@ def test_zeros_and_denormals(target, format, pool):
     assert not out[0].any()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("format", "group_size"), [x for x in FORMAT_GROUPS if x[0] in ROUNDED])
+def test_a_bad_weight_spoils_its_output_only(target, format, group_size, poison, pool, rng):
+    x = rng.standard_normal((6, 70), np.float32)
+    weight = rng.standard_normal((12, 70), np.float32)
+    clean = run(x, Linear.pack(weight, format=format, group_size=group_size), pool)
+    weight[7, 41] = poison
+    out = run(x, Linear.pack(weight, format=format, group_size=group_size), pool)
+    assert not np.isfinite(out[:, 7]).any()
+    others = np.arange(12) != 7
+    assert np.array_equal(out[:, others], clean[:, others])
+
+
+@pytest.mark.parametrize("format", ROUNDED)
 def test_weights_of_all_dtypes_and_libraries_pack_alike(format, pool, rng):
     bits = reference.bf16_bits(rng.standard_normal((13, 33), np.float32))
     values = reference.from_bf16(bits)

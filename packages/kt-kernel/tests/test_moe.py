@@ -9,23 +9,93 @@ import numpy as np
 import pytest
 import torch
 
-from kt_kernel import MoE, ThreadPool
+from kt_kernel import Activation, MoE, ThreadPool
 from kt_kernel.formats import FORMATS as DOCUMENTED
 
 from . import reference
-from .cases import FLOAT_DTYPES, FORMAT_GROUPS, FORMATS, MOE
+from .cases import (
+    FLOAT_DTYPES,
+    FORMAT_GROUPS,
+    FORMATS,
+    K_QUANTS,
+    MOE,
+    ROUNDED,
+    MoeCase,
+    moe_cases,
+    typical_moe,
+)
 from .moe_layer import MoeLayer
 
+# All formats, and every activation mode before and behind every other one.
+MIXED = {
+    "int8 and bf16 to int8": {"gate": "int4", "up": "bf16", "down": "q8_0"},
+    "bf16 and float to int8": {"gate": "fp8", "up": "float32", "down": "q4_1"},
+    "int8 to int8": {"gate": "q4_k", "up": "q6_k", "down": "mxfp4"},
+    "float and int8 to int8": {"gate": "f16", "up": "int4_zp", "down": "q5_k"},
+    "int8 to bf16": {"gate": "q4_0", "up": "int8", "down": "fp8"},
+    "bf16 to float": {"gate": "bf16", "up": "bf16", "down": "f16"},
+}
+ACTIVATIONS = (
+    Activation("silu"),
+    Activation("silu_clamped", limit=1.0),
+    Activation("silu_post_clamped", limit=0.5),
+    Activation("swigluoai"),
+    Activation("gelu"),
+    Activation("relu2"),
+)
 
-@pytest.mark.parametrize("case", MOE, ids=range(len(MOE)))
+
 @pytest.mark.parametrize(("format", "group_size"), FORMAT_GROUPS)
-def test_matches_the_reference_arithmetic(target, format, group_size, case, pool, rng):
-    layer = MoeLayer(case, rng)
-    out = layer.forward(layer.pack(format, pool, group_size), pool)
-    reference.assert_close(out, layer.expected(format, group_size))
+def test_matches_the_reference_arithmetic(target, format, group_size, pool, rng):
+    for case in moe_cases(format):
+        layer = MoeLayer(case, rng)
+        out = layer.forward(layer.pack(format, pool, group_size), pool)
+        reference.assert_close(out, layer.expected(format, group_size))
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_more_rows_of_one_expert_than_a_worker_takes_at_once(target, format, pool, rng):
+    """Several spans of 128 rows, the last one ragged; one expert gets a single row."""
+    sizes = (256, 256) if format in K_QUANTS else (64, 96)
+    layer = MoeLayer(MoeCase(3, *sizes, 1, 300), rng)
+    layer.topk_ids[:] = 1
+    layer.topk_ids[[5, 280]] = [[0], [2]]
+    experts = layer.pack(format, pool)
+    reference.assert_close(layer.forward(experts, pool), layer.expected(format))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.kind)
+@pytest.mark.parametrize("format", MIXED.values(), ids=MIXED)
+def test_projections_of_different_formats_with_biases(target, format, activation, pool, rng):
+    layer = MoeLayer(MoeCase(3, 256, 256, 2, 19), rng)
+    layer.activation = activation
+    layer.add_biases(rng)
+    layer.topk_ids[3] = [1, 1]
+    layer.topk_ids[4] = [-1, 2]
+    experts = layer.pack(format, pool)
+    reference.assert_close(layer.forward(experts, pool), layer.expected(format))
+
+
+@pytest.mark.parametrize("format", MIXED.values(), ids=MIXED)
+def test_projections_of_different_formats_by_halves(target, format, pool, rng):
+    """Resident experts and accumulation, as for one format; a bad row stays alone."""
+    layer = MoeLayer(MoeCase(4, 256, 256, 2, 19), rng)
+    moe, out = layer.moe(layer.pack(format, pool), pool), np.zeros_like(layer.hidden)
+    mask = np.array([True, False, False, True])
+    for each in (mask, ~mask):
+        moe.set_resident(each)
+        moe.forward(layer.hidden, layer.topk_ids, layer.topk_weights, out, accumulate=True)
+    value, tolerance = layer.expected(format)
+    reference.assert_close(out, reference.Expected(value, 2 * tolerance))
+    moe.set_resident(np.zeros(4, bool))
+    layer.hidden[2, 100] = np.inf
+    bad = np.empty_like(out)
+    moe.forward(layer.hidden, layer.topk_ids, layer.topk_weights, bad)
+    assert not np.isfinite(bad[2]).any()
+    assert np.isfinite(np.delete(bad, 2, axis=0)).all()
+
+
+@pytest.mark.parametrize("format", ROUNDED)
 def test_stays_near_the_unquantised_layer(target, format, pool, rng):
     layer = MoeLayer(MOE[2], rng)
     exact = layer.expected("float32").value
@@ -37,9 +107,9 @@ def test_stays_near_the_unquantised_layer(target, format, pool, rng):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_all_tokens_on_one_expert_repeated_ids_and_skipped_slots(target, format, pool, rng):
-    layer = MoeLayer(MOE[2], rng)
+    layer = MoeLayer(typical_moe(format), rng)
     experts = layer.pack(format, pool)
-    layer.topk_ids[:] = 5
+    layer.topk_ids[:] = 3
     reference.assert_close(layer.forward(experts, pool), layer.expected(format))
     layer.topk_ids[:, 0] = -1
     layer.topk_ids[4] = -1
@@ -56,7 +126,7 @@ def test_no_token_is_no_work(target, pool, rng):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_row_does_not_notice_batch_position_or_threads(target, format, pool, rng):
-    layer = MoeLayer(MOE[2], rng)
+    layer = MoeLayer(typical_moe(format), rng)
     experts = layer.pack(format, pool)
     whole = layer.forward(experts, pool)
     for size in (1, 2, 7, 16):
@@ -71,7 +141,7 @@ def test_a_row_does_not_notice_batch_position_or_threads(target, format, pool, r
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_bad_row_spoils_itself_only(target, format, poison, pool, rng):
-    layer = MoeLayer(MOE[2], rng)
+    layer = MoeLayer(typical_moe(format), rng)
     experts = layer.pack(format, pool)
     clean = layer.forward(experts, pool)
     layer.hidden[7, 50] = poison

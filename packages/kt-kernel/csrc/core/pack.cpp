@@ -19,9 +19,16 @@ void check_values(const char* op, const Source& source, const PackedMatrix& into
     const auto* nan = std::find_if(begin, end, [](uint8_t v) { return (v & 0x7f) == 0x7f; });
     KT_CHECK(op, nan == end, "fp8 weights must be finite; got the NaN code ", int{*nan});
   } else if (into.format == Format::int4 || into.format == Format::int4_zp) {
-    const auto* over = std::find_if(begin, end, [](uint8_t v) { return v > 15; });
+    const auto above_15 = [](uint8_t v) { return v > 15; };
+    const auto* over = std::find_if(begin, end, above_15);
     KT_CHECK(op, over == end, info(into.format).name, " values must lie in [0, 15]; got ",
              int{*over});
+    if (source.zeros == nullptr) return;
+    const int64_t groups = (into.k + into.group_size - 1) / into.group_size;
+    const auto* last = source.zeros + rows.end * groups;
+    const auto* zero = std::find_if(source.zeros + rows.begin * groups, last, above_15);
+    KT_CHECK(op, zero == last, info(into.format).name, " zero points must lie in [0, 15]; got ",
+             int{*zero});
   }
 }
 

@@ -42,7 +42,7 @@ struct Bf16 : FloatWeights {
                                        .source_scales = SourceScales::none,
                                        .source_zeros = false,
                                        .takes_floats = true,
-                                       .weight_error = 0.0017f,
+                                       .weight_error = 0.00166f,
                                        .layout = "data bfloat16 [K/2][8][2]"};
 
   static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {

@@ -62,7 +62,7 @@ struct Q4_K : MinimumNibbles {
       .source_scales = SourceScales::none,
       .source_zeros = false,
       .takes_floats = false,
-      .weight_error = 0.076f,
+      .weight_error = 0.078f,
       .layout =
           "header [K/256] of float16 d [8], dmin [8], uint8 scales [8][8], minima [8][8]; "
           "data as int4; value = d * scale * q - dmin * minimum"};

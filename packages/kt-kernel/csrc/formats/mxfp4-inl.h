@@ -17,7 +17,7 @@ struct Mxfp4 : Nibbles {
       .source_scales = SourceScales::exponent,
       .source_zeros = false,
       .takes_floats = true,
-      .weight_error = 0.114f,
+      .weight_error = 0.115f,
       .layout = "header e8m0 scales [K/32][8], data e2m1 as int4; value = 2^(scale - 127) * e2m1"};
   static constexpr bool kHasMinimum = false;
   static constexpr uint8_t kTwicePlus12[16] = {12, 13, 14, 15, 16, 18, 20, 24,

@@ -60,7 +60,10 @@ class SourceArrays {
       const int row_bytes = weight_->dim(1);
       KT_CHECK(op, row_bytes % facts.source_bytes == 0, "rows of ", facts.name,
                " must be a multiple of ", facts.source_bytes, " bytes; got ", row_bytes);
-      k_ = row_bytes / facts.source_bytes * facts.source_k;
+      const int64_t columns = int64_t{row_bytes} / facts.source_bytes * facts.source_k;
+      KT_CHECK(op, columns <= kMaxExtent, "weight must have at most ", kMaxExtent, " columns; got ",
+               columns);
+      k_ = static_cast<int>(columns);
       take_scales(op, facts, scales, zeros, group_size);
     }
     KT_CHECK(op, quantized_ || (scales.is_none() && zeros.is_none()),

@@ -32,9 +32,9 @@ inline constexpr int kSumGroup = 16;
   X(q6_k, Q6_K)       \
   X(q5_k, Q5_K)       \
   X(q4_1, Q4_1)       \
+  X(int4_zp, Int4Zp)  \
   X(q4_k, Q4_K)       \
   X(int4, Int4)       \
-  X(int4_zp, Int4Zp)  \
   X(q4_0, Q4_0)       \
   X(mxfp4, Mxfp4)
 

@@ -36,7 +36,8 @@ class WeightFormat:
         source_bytes: see `source_k`.
         layout: the packed panels of an (N, K) matrix: 8 rows each, N padded to 16, K to 32.
         weight_error: RMS of the rounding error over the RMS of the weight, for normally distributed
-            weights and the smallest group size.
+            weights, the smallest group size and scales from the extremes of a group; a quantiser
+            that searches for better scales gets less.
     """
 
     name: str
