@@ -117,11 +117,25 @@ def test_a_row_does_not_notice_batch_position_or_threads(target, format, pool, r
     x = rng.standard_normal((33, k), np.float32)
     linear, _ = make(format, (40, k), rng)
     whole = run(x, linear, pool)
-    for size in (1, 2, 3, 8, 17):
+    for size in (1, 2, 3, 4, 5, 6, 8, 17):
         parts = [run(x[i : i + size], linear, pool) for i in range(0, 33, size)]
         assert np.array_equal(np.concatenate(parts), whole), f"in calls of {size} rows"
     for threads in (1, 3):
         assert np.array_equal(run(x, linear, ThreadPool(threads)), whole), f"{threads} threads"
+
+
+@pytest.mark.parametrize("format", ["bf16", "f16"])
+def test_ties_round_to_even(target, format, pool):
+    """Of weights, and of the activations that meet bf16."""
+    bits = {"bf16": 8, "f16": 11}[format]
+    ties = (1 + np.arange(64) * 2.0**-bits).astype(np.float32)  # every other one is in the middle
+    ties[::3] *= -1
+    stored = reference_weights.stored(Source(np.diag(ties)), format)
+    linear = Linear.pack(np.diag(ties), format=format)
+    out = run(np.eye(64, dtype=np.float32), linear, pool)
+    assert np.array_equal(out.T, stored.values)
+    out = run(np.diag(ties), Linear.pack(np.eye(64, dtype=np.float32), format=format), pool)
+    assert np.array_equal(out, stored.values if format == "bf16" else np.diag(ties))
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
