@@ -18,15 +18,25 @@ namespace {
 struct Target {
   const Kernels* table;
   bool supported;
+  bool emulated = false;  // never chosen but by name
 };
 
-// Best first. A new target is one line here and one in targets.h.
+// Best first, by what was measured and, where no machine was at hand, by the work per instruction
+// (ARCHITECTURE.md); emulated ones last. A new target is one line here and one in targets.h.
 const std::vector<Target>& targets() {
   static const std::vector<Target> all = {
 #if defined(__x86_64__)
+      {&amx_kernels(), cpu_features().amx},
+      {&avx512_bf16_kernels(), cpu_features().avx512_bf16},
+      {&avx512_vnni_kernels(), cpu_features().avx512_vnni},
+      {&avx512_kernels(), cpu_features().avx512},
+      {&avx_vnni_kernels(), cpu_features().avx_vnni},
       {&avx2_kernels(), cpu_features().avx2_fma_f16c},
 #endif
       {&scalar_kernels(), true},
+#if defined(__x86_64__)
+      {&amx_emu_kernels(), cpu_features().avx2_fma_f16c, true},
+#endif
   };
   return all;
 }
@@ -127,10 +137,11 @@ std::string kernel_owner(const std::string& target, const std::string& kernel) {
   const AnyKernel entry = find_kernel(*table, kernel);
   if (entry == nullptr) return "";
   // Best first: a better target shares the kernels of a lesser one, so the last that has it wrote
-  // it.
+  // it. Emulated ones, last, share as well.
   std::string owner;
   for (const Target& each : targets())
-    if (find_kernel(*each.table, kernel) == entry) owner = each.table->target;
+    if (find_kernel(*each.table, kernel) == entry && (!each.emulated || owner.empty()))
+      owner = each.table->target;
   return owner;
 }
 

@@ -118,8 +118,9 @@ struct Q5_K : Nibbles {
     w[6] = Vec::or_i(w[6], Vec::and_i(Vec::shift_right<2>(bits), fifth));
     w[7] = Vec::or_i(w[7], Vec::and_i(Vec::shift_right<3>(bits), fifth));
   }
-  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t*, Vec::F) {
-    return Vec::dot_u5(w, a);
+  template <class Products>
+  static Vec::I dot(const Products& products, const int16_t*, Vec::F) {
+    return products.u5();
   }
   static Vec::F scale(const std::byte* group, int sub, int64_t stride) {
     return KHeader::scale(group, sub, stride);
@@ -184,9 +185,10 @@ struct Q6_K : Nibbles {
     const std::byte* at = group + kScales + 2 * sub * kPanelRows;
     return Vec::pair_s8(at, at + kPanelRows, stride);
   }
-  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t* sums, Vec::I scales) {
+  template <class Products>
+  static Vec::I dot(const Products& products, const int16_t* sums, Vec::I scales) {
     // 32 * scale in either half: at most 32 * 128.
-    return Vec::subtract_offset(Vec::dot_u6(w, a, scales), sums, Vec::shift_left<5>(scales));
+    return Vec::subtract_offset(products.u6(scales), sums, Vec::shift_left<5>(scales));
   }
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::load_f16(group, stride);

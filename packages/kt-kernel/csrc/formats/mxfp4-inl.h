@@ -28,8 +28,9 @@ struct Mxfp4 : Nibbles {
     for (int j = 0; j < 8; ++j) w[j] = Vec::lookup(kTwicePlus12, w[j]);
   }
   static Vec::I operands(const std::byte*, int, int64_t) { return Vec::set1_i(0x000c000c); }
-  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t* sums, Vec::I offset) {
-    return Vec::subtract_offset(Vec::dot_u5(w, a), sums, offset);
+  template <class Products>
+  static Vec::I dot(const Products& products, const int16_t* sums, Vec::I offset) {
+    return Vec::subtract_offset(products.u5(), sums, offset);
   }
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::mul(Vec::load_e8m0(group, stride), Vec::set1(0.5f));

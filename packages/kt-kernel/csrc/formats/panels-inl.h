@@ -12,7 +12,9 @@
 //   unpack(block, stride, w)           8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of every
 //   lane scale(group, sub, stride)          value = scale * (dot product of bytes - offset) …
 //   operands(group, sub, stride)       what else a block needs: its offset, sub-scales or minimum
-//   dot(w, a, sums, operands)          the exact int32 dot product with 32 activations, less offset
+//   dot(products, sums, operands)      the exact int32 dot product with 32 activations, less
+//   offset;
+//                                      products (kernels/gemm-inl.h) multiply w as s8, u4, u5 or u6
 //   kHasMinimum                        operands are the minimum: value = … + minimum
 // where block and group point at a block's data and at its group's header, sub counts the blocks of
 // a group, and stride is the distance of the panels that one vector spans.
@@ -95,8 +97,9 @@ struct SignedBytes {  // int8 weights
     for (int j = 0; j < 8; ++j) w[j] = Vec::load_i(block + 32 * j, stride);
   }
   static Nothing operands(const std::byte*, int, int64_t) { return {}; }
-  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t*, Nothing) {
-    return Vec::dot_s8(w, a);
+  template <class Products>
+  static Vec::I dot(const Products& products, const int16_t* sums, Nothing) {
+    return products.s8(sums);
   }
 };
 
@@ -114,15 +117,17 @@ struct Nibbles {
 // Nibbles above their value by an offset, which operands() gives as pairs of int16.
 struct OffsetNibbles : Nibbles {
   static constexpr bool kHasMinimum = false;
-  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t* sums, Vec::I offset) {
-    return Vec::subtract_offset(Vec::dot_u4(w, a), sums, offset);
+  template <class Products>
+  static Vec::I dot(const Products& products, const int16_t* sums, Vec::I offset) {
+    return Vec::subtract_offset(products.u4(), sums, offset);
   }
 };
 
 struct MinimumNibbles : Nibbles {
   static constexpr bool kHasMinimum = true;
-  static Vec::I dot(const Vec::I (&w)[8], const int8_t* a, const int16_t*, Vec::F) {
-    return Vec::dot_u4(w, a);
+  template <class Products>
+  static Vec::I dot(const Products& products, const int16_t*, Vec::F) {
+    return products.u4();
   }
 };
 

@@ -13,28 +13,49 @@
 inline constexpr int kMaxIntegerRows = 4;  // 8 weights, 4 sums, and 4 registers to work in
 inline constexpr int kMaxFloatRows = 6;    // 6 x 2 sums, 2 weights and a broadcast fill 15 of 16
 
-// Adds one block of integer products: sums[row] += scale * (dot - offset * sum of a) + minimum *
-// (scaled sum of a), as far as the format has an offset or a minimum.
-template <class Weights, int kRows, int kPanels>
-inline void multiply_block(const std::byte* block, const std::byte* group, int sub, int64_t stride,
-                           const ActTile& act, int64_t index, int p, Vec::F (*sums)[kPanels]) {
+// The exact dot products of one row's 32 activations with a block's weights, by vectors.
+struct VectorProducts {
+  const Vec::I (&w)[8];
+  const int8_t* a;
+
+  Vec::I s8(const int16_t* sums) const { return Vec::dot_s8(w, a, sums); }
+  Vec::I u4() const { return Vec::dot_u4(w, a); }
+  Vec::I u5() const { return Vec::dot_u5(w, a); }
+  Vec::I u6(Vec::I scales) const { return Vec::dot_u6(w, a, scales); }
+};
+
+// Adds one block of integer products, of which products_of(row) has the exact part: sums[row] +=
+// scale * (dot - offset * sum of a) + minimum * (scaled sum of a), as far as the format has an
+// offset or a minimum.
+template <class Weights, int kRows, int kPanels, class ProductsOf>
+inline void add_products(const std::byte* group, int sub, int64_t stride, const ActTile& act,
+                         int64_t index, int p, Vec::F (*sums)[kPanels],
+                         const ProductsOf& products_of) {
   const int rows = kRows ? kRows : act.rows;
-  Vec::I w[8];
-  Weights::unpack(block, stride, w);
   const Vec::F scale = Weights::scale(group, sub, stride);
   const auto operands = Weights::operands(group, sub, stride);
   const int64_t first = index * rows;  // of the tile's rows in this block
-  const auto* a = static_cast<const int8_t*>(act.data) + first * kBlock;
   const float* a_scales = act.scales + first;
   const float* a_scaled_sums = act.scaled_sums + first;
   const int16_t* a_sums = act.sums + 2 * first;
   for (int row = 0; row < rows; ++row) {
-    const Vec::I dot = Weights::dot(w, a + row * kBlock, a_sums + 2 * row, operands);
+    const Vec::I dot = Weights::dot(products_of(row), a_sums + 2 * row, operands);
     if constexpr (Weights::kHasMinimum)
       sums[row][p] = Vec::fma(operands, Vec::set1(a_scaled_sums[row]), sums[row][p]);
     const Vec::F product = Vec::mul(scale, Vec::set1(a_scales[row]));
     sums[row][p] = Vec::fma(Vec::to_float(dot), product, sums[row][p]);
   }
+}
+
+template <class Weights, int kRows, int kPanels>
+inline void multiply_block(const std::byte* block, const std::byte* group, int sub, int64_t stride,
+                           const ActTile& act, int64_t index, int p, Vec::F (*sums)[kPanels]) {
+  Vec::I w[8];
+  Weights::unpack(block, stride, w);
+  const int rows = kRows ? kRows : act.rows;
+  const auto* a = static_cast<const int8_t*>(act.data) + index * rows * kBlock;
+  add_products<Weights, kRows>(group, sub, stride, act, index, p, sums,
+                               [&](int row) { return VectorProducts{w, a + row * kBlock}; });
 }
 
 // One block of float products for kRows neighbouring rows; weight(k, p) gives a vector of panel p.
@@ -89,7 +110,10 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
   for (int64_t begin = 0; block < blocks; begin += per_group) {
     const int64_t end = begin + per_group < blocks ? begin + per_group : blocks;
     for (int sub = 0; block < end; ++sub, ++block) {
-      if constexpr (Weights::kInteger) {
+      if constexpr (!kRows && requires { Weights::kMultipliesTile; }) {
+        // A target's own instructions for a whole tile, in a struct derived from the format's.
+        Weights::multiply(data, header, sub, stride, args.a, block, sums);
+      } else if constexpr (Weights::kInteger) {
         for (int p = 0; p < kPanels; ++p)
           multiply_block<Weights, kRows>(data[p], header[p], sub, stride, args.a, block, p, sums);
       } else {

@@ -9,7 +9,7 @@ inline uint64_t probe_read(const std::byte* data, int64_t bytes) {
   Vec::I sums[kStreams] = {};
   for (int64_t at = 0; at < bytes; at += kStep)
     for (int s = 0; s < kStreams; ++s) sums[s] ^= Vec::load_i(data + at + s * sizeof(Vec::I));
-  uint64_t words[sizeof sums / sizeof(uint64_t)];
+  uint64_t words[sizeof sums / (sizeof(uint64_t))];
   std::memcpy(words, sums, sizeof sums);
   uint64_t sum = 0;
   for (const uint64_t word : words) sum ^= word;

@@ -163,7 +163,7 @@ struct Vec {
 
   // maddubs wants unsigned x signed: |w| * (a with w's sign). 128 * 127 * 2 = 32512 cannot saturate
   // int16, but a second one could: each is widened at once.
-  static I dot_s8(const I (&w)[8], const int8_t* a) {
+  static I dot_s8(const I (&w)[8], const int8_t* a, const int16_t*) {
     I sum = zero_i();
     for (int j = 0; j < 8; ++j) {
       const I x = _mm256_sign_epi8(broadcast4(a + 4 * j), w[j]);

@@ -187,8 +187,9 @@ struct Vec {
   }
 
   // Exact int32 dot products of 32 activations in [-127, 127] with the bytes of w: w[j] holds
-  // k = 4j .. 4j + 3 of every lane. s8: weights in [-128, 127]; u4, u5: in [0, 15], [0, 31].
-  static I dot_s8(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
+  // k = 4j .. 4j + 3 of every lane. s8: weights in [-128, 127], and the sums of the activations'
+  // halves, for instructions that want them unsigned; u4, u5: in [0, 15], [0, 31].
+  static I dot_s8(const I (&w)[8], const int8_t* a, const int16_t*) { return dot(w, a, 0, 8); }
   static I dot_u4(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
   static I dot_u5(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
   // Weights in [0, 63], whose halves have int16 scales in the low and high half of each lane.

@@ -1,31 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AVX2 + FMA + F16C target. All standard headers come before the region: an inline function of
-// theirs compiled with AVX2 could be the copy the linker keeps for everybody, and kill older
-// machines with SIGILL.
+// The AVX2 + FMA + F16C target.
 #if defined(__x86_64__)
 
-#include <immintrin.h>
+#include "targets/x86.h"
 
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-#include <iterator>
-#include <limits>
-#include <type_traits>
-
-#include "kt/half.h"
-#include "kt/kernels.h"
-#include "kt/probe.h"
-#include "targets/targets.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-
+KT_REGION_BEGIN("avx2,fma,f16c")
 namespace kt::avx2 {
 #include "simd/vec_avx2.h"
 #include "kernels/kernels-inl.h"
@@ -35,12 +14,7 @@ namespace kt::avx2 {
 #undef KT_WIDTH
 constexpr Probes kProbes = {&probe_read, kPeaks, std::size(kPeaks)};
 }  // namespace kt::avx2
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+KT_REGION_END
 
 namespace kt {
 

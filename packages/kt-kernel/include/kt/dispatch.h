@@ -12,10 +12,11 @@
 
 namespace kt {
 
-const Kernels& kernels();                      // the active table
-std::vector<std::string> available_targets();  // best first; what this machine can run
-std::vector<std::string> compiled_targets();   // best first; what this build contains
-void force_target(const std::string& name);  // throws invalid_argument listing available_targets()
+const Kernels& kernels();  // the active table
+std::vector<std::string>
+available_targets();  // best first, emulated last; what this machine can run
+std::vector<std::string> compiled_targets();  // best first; what this build contains
+void force_target(const std::string& name);   // throws invalid_argument listing available_targets()
 
 // The target whose code `target` runs as `kernel`: itself, the lesser one that it has the kernel
 // from, or empty where it has none. Throws on names that are not compiled in.
