@@ -159,8 +159,8 @@ struct Vec {
   static I dot_u6(const I (&w)[8], const int8_t* a, I scales) {
     const I low = halves(scales, _mm512_slli_epi32(scales, 16));
     const I high = halves(_mm512_srli_epi32(scales, 16), scales);
-    I sum = _mm512_madd_epi16(chain<63, 2>(w, a), low);
-    for (int j = 2; j < 8; j += 2) {
+    I sum = zero_i();
+    for (int j = 0; j < 8; j += 2) {
       const I pairs = chain<63, 2>(w + j, a + 4 * j);
       sum = _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, j < 4 ? low : high));
     }
