@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Experts: storage of all packed matrices of one MoE layer, filled one projection of one expert at
-// a time.
+// a time or found packed in a file.
 #include "kt/experts.h"
 
 #include <algorithm>
@@ -9,43 +9,67 @@
 
 namespace kt {
 
-Experts::Experts(int num_experts, int hidden_size, int intermediate_size,
+Experts::Experts(const char* op, int num_experts, int hidden_size, int intermediate_size,
                  std::optional<Format> gate, Format up, Format down, int group_size)
     : num_experts_(num_experts),
       hidden_size_(hidden_size),
       intermediate_size_(intermediate_size),
       group_size_(group_size),
       gated_(gate.has_value()) {
-  KT_CHECK("experts", num_experts > 0 && hidden_size > 0 && intermediate_size > 0,
+  KT_CHECK(op, num_experts > 0 && hidden_size > 0 && intermediate_size > 0,
            "num_experts, hidden_size and intermediate_size must be positive; got ", num_experts,
            ", ", hidden_size, ", ", intermediate_size);
   const Format formats[3] = {gate.value_or(up), up, down};
   for (int p = gated_ ? 0 : 1; p < 3; ++p) {
     const bool down = static_cast<Projection>(p) == Projection::down;
-    shapes_[p] = shape_matrix("experts", formats[p], down ? hidden_size : intermediate_size,
+    shapes_[p] = shape_matrix(op, formats[p], down ? hidden_size : intermediate_size,
                               down ? intermediate_size : hidden_size, group_size);
     offsets_[p] = expert_bytes_;
     expert_bytes_ += matrix_bytes(shapes_[p]);
   }
-  KT_CHECK("experts", expert_bytes_ <= kMaxBytes / num_experts,
+  KT_CHECK(op, expert_bytes_ <= kMaxBytes / num_experts,
            "all experts together must take less than 128 TiB; got ", num_experts, " of ",
            expert_bytes_, " bytes");
-  storage_ = AlignedBuffer(expert_bytes_ * num_experts);
+}
+
+Experts::Experts(int num_experts, int hidden_size, int intermediate_size,
+                 std::optional<Format> gate, Format up, Format down, int group_size)
+    : Experts("experts", num_experts, hidden_size, intermediate_size, gate, up, down, group_size) {
+  const auto buffer = std::make_shared<AlignedBuffer>(nbytes());
+  storage_ = {buffer, buffer->data()};
   present_.assign(static_cast<size_t>(num_experts) * 3, 0);
   for (int expert = 0; expert < num_experts && !gated_; ++expert)
     present_[static_cast<size_t>(expert) * 3] = 1;  // there is nothing to put
 }
 
+Experts::Experts(int num_experts, int hidden_size, int intermediate_size,
+                 std::optional<Format> gate, Format up, Format down, int group_size,
+                 const FileRange& file, bool copy, ThreadPool* pool)
+    : Experts("experts.load", num_experts, hidden_size, intermediate_size, gate, up, down,
+              group_size) {
+  const char* op = "experts.load";
+  KT_CHECK(op, file.bytes == nbytes(), "weights of these sizes and formats must take ", nbytes(),
+           " bytes; got ", file.bytes);
+  KT_CHECK(op, file.offset % 64 == 0, "weights must begin at a multiple of 64; got byte ",
+           file.offset);
+  storage_ = copy ? copy_file(op, file, pool) : map_file(op, file);
+  writable_ = false;
+  present_.assign(static_cast<size_t>(num_experts) * 3, 1);
+}
+
 PackedMatrix Experts::matrix(int expert, Projection projection) const {
   const int p = static_cast<int>(projection);
   PackedMatrix matrix = shapes_[p];
-  matrix.data = storage_.data() + expert * expert_bytes_ + offsets_[p];
+  matrix.data = storage_.get() + expert * expert_bytes_ + offsets_[p];
   return matrix;
 }
 
 void Experts::put(int expert, Projection projection, const Source& weight) {
   KT_CHECK("experts.put", expert >= 0 && expert < num_experts_, "expert must lie in [0, ",
            num_experts_, "); got ", expert);
+  KT_CHECK("experts.put", writable_,
+           "experts must be ones that Experts.empty or Experts.pack made; got loaded ones, which are "
+           "read-only");
   KT_CHECK("experts.put", gated_ || projection != Projection::gate,
            "projection must be up or down of experts without a gate; got gate");
   const PackedMatrix into = matrix(expert, projection);

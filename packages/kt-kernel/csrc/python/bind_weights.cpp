@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bindings of packed weights: Linear and Experts. Packing itself is csrc/core and csrc/formats.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings.h"
 #include "kt/check.h"
@@ -142,9 +145,66 @@ void put_bias(Experts& self, const std::string& projection_name, nb::handle bias
   self.put_bias(projection, b.read<float>());
 }
 
+std::optional<Format> optional_format(const char* op, const std::optional<std::string>& name) {
+  return name ? std::optional(format_from_name(op, name->c_str())) : std::nullopt;
+}
+
+void construct_experts(Experts* self, int num_experts, int hidden_size, int intermediate_size,
+                       const std::optional<std::string>& gate, const std::string& up,
+                       const std::string& down, int group_size) {
+  const char* op = "experts";
+  new (self) Experts(num_experts, hidden_size, intermediate_size, optional_format(op, gate),
+                     format_from_name(op, up.c_str()), format_from_name(op, down.c_str()),
+                     group_size);
+}
+
+std::shared_ptr<Experts> experts_from_file(int num_experts, int hidden_size, int intermediate_size,
+                                           const std::optional<std::string>& gate,
+                                           const std::string& up, const std::string& down,
+                                           int group_size, int fd, size_t offset, size_t nbytes,
+                                           bool copy, const std::shared_ptr<ThreadPool>& pool) {
+  const char* op = "experts.load";
+  const auto gate_format = optional_format(op, gate);
+  const Format up_format = format_from_name(op, up.c_str());
+  const Format down_format = format_from_name(op, down.c_str());
+  const nb::gil_scoped_release release;
+  return std::make_shared<Experts>(num_experts, hidden_size, intermediate_size, gate_format,
+                                   up_format, down_format, group_size,
+                                   FileRange{fd, offset, nbytes}, copy, pool.get());
+}
+
+std::pair<int64_t, int64_t> panels(const Experts& self, const std::string& projection_name) {
+  const PackedMatrix matrix = self.matrix(0, projection_from_name("experts", projection_name));
+  return {matrix.n_padded / kPanelRows, matrix.panel_bytes};
+}
+
+const char* format_name(const Experts& self, const std::string& projection_name) {
+  return info(self.format(projection_from_name("experts", projection_name))).name;
+}
+
+auto packed(nb::handle self) {
+  const Experts& experts = nb::cast<const Experts&>(self);
+  return nb::ndarray<nb::numpy, const uint8_t>(experts.packed(), {experts.nbytes()}, self);
+}
+
+// A copy: put_bias may replace the original at any time.
+auto bias(const Experts& self, const std::string& projection_name) {
+  using Floats = nb::ndarray<nb::numpy, const float>;
+  const Projection projection = projection_from_name("experts", projection_name);
+  const float* const from = self.bias(0, projection);
+  if (from == nullptr) return std::optional<Floats>();
+  const size_t experts = self.num_experts(), n = self.matrix(0, projection).n;
+  auto copy = std::make_unique<std::vector<float>>(from, from + experts * n);
+  const nb::capsule owner(copy.get(),
+                          [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+  return std::optional(Floats(copy.release()->data(), {experts, n}, owner));
+}
+
 }  // namespace
 
 void bind_weights(nb::module_& m) {
+  m.attr("LAYOUT_VERSION") = kLayoutVersion;
+
   nb::class_<Linear>(m, "Linear")
       .def("__init__", &construct_linear, "weight"_a.none(), "dtype"_a, "scales"_a.none(),
            "zeros"_a.none(), "format"_a, "group_size"_a, "bias"_a.none() = nb::none(),
@@ -157,20 +217,12 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("nbytes", &Linear::nbytes);
 
   nb::class_<Experts>(m, "Experts")
-      .def(
-          "__init__",
-          [](Experts* self, int num_experts, int hidden_size, int intermediate_size,
-             const std::optional<std::string>& gate, const std::string& up, const std::string& down,
-             int group_size) {
-            const auto format = [](const std::string& name) {
-              return format_from_name("experts", name.c_str());
-            };
-            new (self) Experts(num_experts, hidden_size, intermediate_size,
-                               gate ? std::optional(format(*gate)) : std::nullopt, format(up),
-                               format(down), group_size);
-          },
-          "num_experts"_a, "hidden_size"_a, "intermediate_size"_a, "gate"_a.none(), "up"_a,
-          "down"_a, "group_size"_a)
+      .def("__init__", &construct_experts, "num_experts"_a, "hidden_size"_a, "intermediate_size"_a,
+           "gate"_a.none(), "up"_a, "down"_a, "group_size"_a)
+      .def_static("from_file", &experts_from_file, "num_experts"_a, "hidden_size"_a,
+                  "intermediate_size"_a, "gate"_a.none(), "up"_a, "down"_a, "group_size"_a, "fd"_a,
+                  "offset"_a, "nbytes"_a, "copy"_a, "pool"_a.none(),
+                  "Experts whose packed bytes are these of an open file, mapped or copied.")
       .def("put", &put, "expert"_a, "projection"_a, "weight"_a.none(), "dtype"_a, "scales"_a.none(),
            "zeros"_a.none(),
            "Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, "
@@ -178,10 +230,15 @@ void bind_weights(nb::module_& m) {
       .def("put_bias", &put_bias, "projection"_a, "bias"_a.none(),
            "The biases of one projection, (num_experts, outputs) float32.")
       .def_prop_ro("complete", &Experts::complete)
+      .def("panels", &panels, "projection"_a, "Panels of one matrix and the bytes of one.")
+      .def("format", &format_name, "projection"_a)
+      .def("bias", &bias, "projection"_a, "A copy (num_experts, outputs), or None.")
+      .def_prop_ro("packed", &packed)
       .def_prop_ro("gated", &Experts::gated)
       .def_prop_ro("num_experts", &Experts::num_experts)
       .def_prop_ro("hidden_size", &Experts::hidden_size)
       .def_prop_ro("intermediate_size", &Experts::intermediate_size)
+      .def_prop_ro("group_size", &Experts::group_size)
       .def_prop_ro("nbytes", &Experts::nbytes);
 }
 

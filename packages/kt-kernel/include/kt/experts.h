@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packed weights: Linear (one matrix) and Experts (three matrices per expert). They own their
-// bytes; no compute here.
+// Packed weights: Linear (one matrix) and Experts (three matrices per expert). Storage only; no
+// compute here.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kt/aligned_buffer.h"
+#include "kt/file_memory.h"
 #include "kt/formats.h"
 #include "kt/kernels.h"
 
@@ -54,6 +55,12 @@ class Experts {
   // the caller choose. No gate: experts of an activation that is not gated.
   Experts(int num_experts, int hidden_size, int intermediate_size, std::optional<Format> gate,
           Format up, Format down, int group_size);
+  // As above with their packed bytes, which are all of `file`: copied (by `pool` or this thread), or
+  // else its own pages. They are complete and cannot be put; what a file says is checked by
+  // expert_file.py.
+  Experts(int num_experts, int hidden_size, int intermediate_size, std::optional<Format> gate,
+          Format up, Format down, int group_size, const FileRange& file, bool copy,
+          ThreadPool* pool);
 
   // Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden,
   // intermediate). Different (expert, projection) pairs may be put from different threads at once.
@@ -62,6 +69,7 @@ class Experts {
   void put_bias(Projection projection, const float* bias);
   bool complete() const;  // every projection of every expert was put
   PackedMatrix matrix(int expert, Projection projection) const;
+  const std::byte* packed() const { return storage_.get(); }  // all matrices, nbytes()
   const float* bias(int expert, Projection projection) const;  // [n] or null
   Format format(Projection projection) const {
     return shapes_[static_cast<int>(projection)].format;
@@ -72,14 +80,19 @@ class Experts {
   int hidden_size() const { return hidden_size_; }
   int intermediate_size() const { return intermediate_size_; }
   int group_size() const { return group_size_; }
-  size_t nbytes() const { return storage_.size(); }
+  size_t nbytes() const { return expert_bytes_ * num_experts_; }
 
  private:
+  // Everything but the storage.
+  Experts(const char* op, int num_experts, int hidden_size, int intermediate_size,
+          std::optional<Format> gate, Format up, Format down, int group_size);
+
   int num_experts_, hidden_size_, intermediate_size_, group_size_;
   bool gated_;
   PackedMatrix shapes_[3];
   size_t offsets_[3]{}, expert_bytes_ = 0;  // an expert's gate, up, down lie together
-  AlignedBuffer storage_;
+  std::shared_ptr<std::byte> storage_;    // memory of our own, or a file's
+  bool writable_ = true;
   std::vector<uint8_t> present_;  // [expert][projection], written by different threads at once
   std::vector<float> biases_[3];
 };

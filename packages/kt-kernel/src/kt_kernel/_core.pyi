@@ -4,6 +4,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 def available_targets() -> list[str]:
     """Targets this machine can run, best first."""
 
@@ -61,6 +64,9 @@ class ThreadPool:
     def op_counts(self) -> dict[str, int]:
         """How often each op ran on this pool."""
 
+LAYOUT_VERSION: int
+"""Version of the packed bytes of all formats."""
+
 class Linear:
     def __init__(
         self,
@@ -97,6 +103,34 @@ class Experts:
         down: str,
         group_size: int,
     ) -> None: ...
+    @staticmethod
+    def from_file(
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        gate: str | None,
+        up: str,
+        down: str,
+        group_size: int,
+        fd: int,
+        offset: int,
+        nbytes: int,
+        copy: bool,
+        pool: ThreadPool | None,
+    ) -> Experts:
+        """Experts whose packed bytes are these of an open file, mapped or copied."""
+
+    def panels(self, projection: str) -> tuple[int, int]:
+        """Panels of one matrix and the bytes of one."""
+
+    def format(self, projection: str) -> str: ...
+    def bias(self, projection: str) -> NDArray[np.float32] | None:
+        """A copy (num_experts, outputs), or None."""
+
+    @property
+    def packed(self) -> NDArray[np.uint8]:
+        """All matrices, expert by expert, each gate, up, down. Read-only."""
+
     def put_bias(self, projection: str, bias: object | None) -> None:
         """The biases of one projection, (num_experts, outputs) float32."""
 
@@ -124,6 +158,8 @@ class Experts:
     def hidden_size(self) -> int: ...
     @property
     def intermediate_size(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
 

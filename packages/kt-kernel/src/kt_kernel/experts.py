@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packed weights of the experts of one MoE layer. Storage only; `kt_kernel.moe` computes."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from kt_kernel import _core
+from kt_kernel import _core, expert_file
 from kt_kernel.arrays import typed
 from kt_kernel.scalars import int32
 from kt_kernel.source import source_of
@@ -20,7 +21,7 @@ class Experts:
 
     Made by `Experts.empty` and filled with `put`, one projection of one expert at a time, so that
     loading a checkpoint needs the packed size plus one matrix per thread; or by `Experts.pack` from
-    three whole arrays.
+    three whole arrays; or found packed by `Experts.load`.
     """
 
     def __init__(self, core: _core.Experts) -> None:
@@ -123,6 +124,52 @@ class Experts:
             list(packers.map(put_expert, range(num_experts)))
         return experts
 
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        pool: ThreadPool | None = None,
+        mmap: bool = True,
+        verify: bool = True,
+    ) -> "Experts":
+        """Take the experts of a file that `save` wrote. Their weights are read-only.
+
+        Args:
+            path: the file.
+            pool: its size is the number of threads that read and check; None: one.
+            mmap: compute from the file's own pages, which all processes that load it share and the
+                system may drop and read again. While they are in use the file must not be written
+                to: what changes changes the weights, and reading what was cut off ends the process
+                (SIGBUS). `save` over it is safe: it makes a new file. False copies the weights into
+                memory of this process, in huge pages.
+            verify: compare every checksum, which reads all of the file. False trusts the weights;
+                the header is checked anyway.
+
+        Raises:
+            ValueError: not such a file, cut off, damaged, or of another version.
+            OSError: the file cannot be opened or read.
+            MemoryError: the copy does not fit in memory.
+        """
+        core_pool = None if pool is None else pool._core
+        return cls(expert_file.load(path, core_pool, copy=not mmap, verify=verify))
+
+    def save(self, path: str | os.PathLike[str], *, pool: ThreadPool | None = None) -> None:
+        """Write all weights and biases to a file, packed as they are; `expert_file` describes it.
+
+        The file appears, or replaces an older one, whole or not at all; meanwhile its bytes are in
+        a file ".kt-*.tmp" beside it. Needs no second copy in memory. Not during a `put`.
+
+        Args:
+            path: the file; by convention "*.safetensors", for that is what it is.
+            pool: its size is the number of threads that compute checksums; None: one.
+
+        Raises:
+            ValueError: the experts are not complete.
+            OSError: the file cannot be written, for example for lack of space.
+        """
+        expert_file.save(self._core, path, 1 if pool is None else pool.num_threads)
+
     def put(
         self,
         expert: int,
@@ -158,8 +205,8 @@ class Experts:
             dtype: "bf16" if `weight` is bare uint16 bits.
 
         Raises:
-            ValueError: index, projection, dtype, layout or shape is wrong, or a quantised value is
-                none of the format's.
+            ValueError: index, projection, dtype, layout or shape is wrong, a quantised value is
+                none of the format's, or the experts were loaded from a file.
         """
         expert = int32("experts.put", "expert", expert)
         source = source_of("experts.put", weight, scales, zeros, dtype)
