@@ -24,6 +24,8 @@ CLASSES = {
 # Methods that compute nothing, with the reason.
 EXEMPT = {
     "empty": "allocates",
+    "load": "as fast as the disk; docs/benchmarks.md has figures",
+    "save": "as fast as the disk; docs/benchmarks.md has figures",
     "put_bias": "copies one float per output",
     "set_resident": "copies one byte per expert",
 }

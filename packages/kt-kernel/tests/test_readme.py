@@ -13,10 +13,11 @@ from kt_kernel.ops import Ops
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_examples_run():
+def test_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they write files
     names: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, names)
 

@@ -67,9 +67,10 @@ PackedMatrix Experts::matrix(int expert, Projection projection) const {
 void Experts::put(int expert, Projection projection, const Source& weight) {
   KT_CHECK("experts.put", expert >= 0 && expert < num_experts_, "expert must lie in [0, ",
            num_experts_, "); got ", expert);
-  KT_CHECK("experts.put", writable_,
-           "experts must be ones that Experts.empty or Experts.pack made; got loaded ones, which are "
-           "read-only");
+  KT_CHECK(
+      "experts.put", writable_,
+      "experts must be ones that Experts.empty or Experts.pack made; got loaded ones, which are "
+      "read-only");
   KT_CHECK("experts.put", gated_ || projection != Projection::gate,
            "projection must be up or down of experts without a gate; got gate");
   const PackedMatrix into = matrix(expert, projection);

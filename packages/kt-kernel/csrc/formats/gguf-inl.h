@@ -80,7 +80,7 @@ struct Q4_0 : OffsetNibbles {
     const float top = extent.max() >= -extent.min() ? extent.max() : extent.min();
     const uint16_t d = f16_scale(top / -8.0f, extent.finite());
     put_header(header, lane, d, 0);
-    if (finite_f16(d)) quantize(x, 0.0f, inverse_of(d), 8.0f, 0.0f, 15.0f, q);
+    if (finite_f16(d)) quantize(x, 0.0f, inverse_of(d), 8, 0, 15, q);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     pack_gguf_row<Q4_0>(args, row, to);
@@ -134,7 +134,7 @@ struct Q4_1 : MinimumNibbles {
     const float low = kt::f16_to_float(m);
     const uint16_t d = f16_scale((extent.max() - low) / 15.0f, extent.finite());
     put_header(header, lane, d, m);
-    if (finite_f16(d) && finite_f16(m)) quantize(x, low, inverse_of(d), 0.0f, 0.0f, 15.0f, q);
+    if (finite_f16(d) && finite_f16(m)) quantize(x, low, inverse_of(d), 0, 0, 15, q);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     pack_gguf_row<Q4_1>(args, row, to);
@@ -176,7 +176,7 @@ struct Q8_0 : SignedBytes {
     extent.include(x);
     const uint16_t d = f16_scale(extent.absmax() / 127.0f, extent.finite());
     put_header(header, lane, d, 0);
-    if (finite_f16(d)) quantize(x, 0.0f, inverse_of(d), 0.0f, -127.0f, 127.0f, q);
+    if (finite_f16(d)) quantize(x, 0.0f, inverse_of(d), 0, -127, 127, q);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     pack_gguf_row<Q8_0>(args, row, to);

@@ -178,7 +178,7 @@ struct Int4Zp : OffsetNibbles {
         if (!args.quantized) {
           float x[kBlock];
           floats.load(block, x);
-          if (scale.inverse != 0.0f) quantize(x, 0.0f, scale.inverse, zero, 0.0f, 15.0f, q);
+          if (scale.inverse != 0.0f) quantize(x, 0.0f, scale.inverse, zero, 0, 15, q);
         } else if (row >= 0) {
           const int left = args.into.k - block * kBlock;
           std::memcpy(q, quantized_row(args, row).q + block * kBlock,

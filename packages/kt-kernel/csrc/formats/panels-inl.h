@@ -146,20 +146,22 @@ struct Extent {
   }
   float min() const { return -Vec::reduce_max(Vec::neg(low)); }
   float max() const { return Vec::reduce_max(high); }
-  float absmax() const { return max() > -min() ? max() : -min(); }
+  float absmax() const { return Vec::reduce_max(Vec::max(high, Vec::neg(low))); }
   bool finite() const { return Vec::reduce_add(poison) == 0.0f; }
 };
 
 // q = round((x - shift) * inverse) + offset, limited to [low, high], of 32 values. No fma: every
 // target must pack the same bytes, and the portable one would round twice.
-inline void quantize(const float (&x)[kBlock], float shift, float inverse, float offset, float low,
-                     float high, int8_t (&q)[kBlock]) {
+inline void quantize(const float (&x)[kBlock], float shift, float inverse, int offset, int low,
+                     int high, int8_t (&q)[kBlock]) {
+  const Vec::F least = Vec::set1(static_cast<float>(low - offset));
+  const Vec::F most = Vec::set1(static_cast<float>(high - offset));
   for (int i = 0; i < kBlock; i += Vec::kLanes) {
     const Vec::F scaled =
         Vec::mul(Vec::sub(Vec::load(x + i), Vec::set1(shift)), Vec::set1(inverse));
-    const Vec::F v = Vec::add(Vec::round(scaled), Vec::set1(offset));
-    Vec::store_int8(q + i, Vec::max(Vec::min(v, Vec::set1(high)), Vec::set1(low)));
+    Vec::store_int8(q + i, Vec::max(Vec::min(scaled, most), least));
   }
+  for (int i = 0; i < kBlock; ++i) q[i] = static_cast<int8_t>(q[i] + offset);
 }
 
 // Groups of blocks of one row: body(group, first block, end block).

@@ -153,9 +153,9 @@ void construct_experts(Experts* self, int num_experts, int hidden_size, int inte
                        const std::optional<std::string>& gate, const std::string& up,
                        const std::string& down, int group_size) {
   const char* op = "experts";
-  new (self) Experts(num_experts, hidden_size, intermediate_size, optional_format(op, gate),
-                     format_from_name(op, up.c_str()), format_from_name(op, down.c_str()),
-                     group_size);
+  new (self)
+      Experts(num_experts, hidden_size, intermediate_size, optional_format(op, gate),
+              format_from_name(op, up.c_str()), format_from_name(op, down.c_str()), group_size);
 }
 
 std::shared_ptr<Experts> experts_from_file(int num_experts, int hidden_size, int intermediate_size,

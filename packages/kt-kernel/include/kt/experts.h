@@ -55,8 +55,8 @@ class Experts {
   // the caller choose. No gate: experts of an activation that is not gated.
   Experts(int num_experts, int hidden_size, int intermediate_size, std::optional<Format> gate,
           Format up, Format down, int group_size);
-  // As above with their packed bytes, which are all of `file`: copied (by `pool` or this thread), or
-  // else its own pages. They are complete and cannot be put; what a file says is checked by
+  // As above with their packed bytes, which are all of `file`: copied (by `pool` or this thread),
+  // or else its own pages. They are complete and cannot be put; what a file says is checked by
   // expert_file.py.
   Experts(int num_experts, int hidden_size, int intermediate_size, std::optional<Format> gate,
           Format up, Format down, int group_size, const FileRange& file, bool copy,
@@ -69,7 +69,7 @@ class Experts {
   void put_bias(Projection projection, const float* bias);
   bool complete() const;  // every projection of every expert was put
   PackedMatrix matrix(int expert, Projection projection) const;
-  const std::byte* packed() const { return storage_.get(); }  // all matrices, nbytes()
+  const std::byte* packed() const { return storage_.get(); }   // all matrices, nbytes()
   const float* bias(int expert, Projection projection) const;  // [n] or null
   Format format(Projection projection) const {
     return shapes_[static_cast<int>(projection)].format;
@@ -91,7 +91,7 @@ class Experts {
   bool gated_;
   PackedMatrix shapes_[3];
   size_t offsets_[3]{}, expert_bytes_ = 0;  // an expert's gate, up, down lie together
-  std::shared_ptr<std::byte> storage_;    // memory of our own, or a file's
+  std::shared_ptr<std::byte> storage_;      // memory of our own, or a file's
   bool writable_ = true;
   std::vector<uint8_t> present_;  // [expert][projection], written by different threads at once
   std::vector<float> biases_[3];

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that holds the bytes of a file: its own pages, or a copy. Reading only, and no file format.
+// Memory that holds the bytes of a file: its own pages, or a copy. Reading only, and no file
+// format.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +17,9 @@ struct FileRange {
 };
 
 // The file's pages themselves, not to be written: read from disk when touched, shared with whoever
-// else maps the file, in huge pages where the file system has them. They follow later changes of the
-// file; reading what was cut off its end is a SIGBUS. Throws `[op] …` if the file cannot be mapped.
+// else maps the file, in huge pages where the file system has them. They follow later changes of
+// the file; reading what was cut off its end is a SIGBUS. Throws `[op] …` if the file cannot be
+// mapped.
 std::shared_ptr<std::byte> map_file(const char* op, const FileRange& range);
 
 // A copy of our own in an AlignedBuffer, read by all workers of the pool or, without one, by this

@@ -63,8 +63,8 @@ enum class SourceScales : uint8_t {
   exponent,  // uint8 e8m0 [n][k / 32]: 2^(byte - 127)
 };
 
-// Version of the packed bytes, which Experts.save keeps: raised whenever those of any format change,
-// because files outlive the build that wrote them.
+// Version of the packed bytes, which Experts.save keeps: raised whenever those of any format
+// change, because files outlive the build that wrote them.
 inline constexpr int kLayoutVersion = 1;
 
 // What is known of a format without touching a byte of it. Storage of one packed (N, K) matrix, N

@@ -191,8 +191,7 @@ def _read_experts(
     for key in _SIZES:
         if not re.fullmatch("[0-9]{1,9}", metadata.get(key, "")):
             _refuse(f"{key} must be a number", shortened(metadata.get(key)))
-    sizes = {key: int(metadata[key]) for key in _SIZES}
-    experts, hidden, intermediate = (sizes[key] for key in _SIZES[:3])
+    experts, hidden, intermediate, group_size = (int(metadata[key]) for key in _SIZES)
     formats = {p: metadata.get(p) for p in _PROJECTIONS}
     for projection, name in formats.items():
         if name not in FORMATS and (name is not None or projection != "gate"):
@@ -205,9 +204,19 @@ def _read_experts(
         _refuse(f"header must have {tensors} tensors", len(header) - 1)
     bias_bytes = {p: 4 * experts * outputs[p] for p in biases}
     end = os.fstat(file.fileno()).st_size - sum(bias_bytes.values())
-    fd, nbytes = file.fileno(), max(end - begin, 0)
     core = _core.Experts.from_file(
-        **sizes, **formats, fd=fd, offset=begin, nbytes=nbytes, copy=copy, pool=pool
+        experts,
+        hidden,
+        intermediate,
+        metadata.get("gate"),
+        metadata["up"],
+        metadata["down"],
+        group_size,
+        file.fileno(),
+        begin,
+        max(end - begin, 0),
+        copy,
+        pool,
     )
     file.seek(end)
     for projection in biases:
