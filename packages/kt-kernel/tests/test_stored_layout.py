@@ -79,7 +79,7 @@ class Int4Panels:
         return reference.from_bf16(bits).astype(np.float64)
 
     def load(self, panel: int, block: int, j: int) -> np.ndarray:
-        """One 32-byte load: row by row, 4 neighbours of K in the low nibbles, 4 in the high ones."""
+        """One 32-byte load: of each row 4 K in the low nibbles, and 4 in the high ones."""
         begin = 128 * block + 32 * j
         return self.data[panel, begin : begin + 32].reshape(8, 4)
 
