@@ -167,7 +167,7 @@ std::shared_ptr<Experts> experts_from_file(int num_experts, int hidden_size, int
   const auto gate_format = optional_format(op, gate);
   const Format up_format = format_from_name(op, up.c_str());
   const Format down_format = format_from_name(op, down.c_str());
-  const nb::gil_scoped_release release;
+  const ReleasedGil released;
   return std::make_shared<Experts>(num_experts, hidden_size, intermediate_size, gate_format,
                                    up_format, down_format, group_size,
                                    FileRange{fd, offset, nbytes}, copy, pool.get());
