@@ -60,6 +60,84 @@ def test_a_leaked_instruction_is_found(tmp_path: Path, leak: str | None, found: 
         assert "owned" not in result.stderr
 
 
+OWN = """
+namespace kt::avx_vnni {
+void dot() { __asm__("{vex} vpdpbusd %ymm0, %ymm1, %ymm2"); }
+}
+namespace kt::avx512_vnni {
+void dot() { __asm__("vpdpbusd %zmm0, %zmm1, %zmm2"); }
+}
+namespace kt::avx512_bf16 {
+void dot_bf16() { __asm__("vdpbf16ps %zmm0, %zmm1, %zmm2"); }
+}
+namespace kt::amx {
+void dot() { __asm__("tdpbssd %tmm0, %tmm1, %tmm2"); }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("namespace", "into", "found"),
+    [
+        (None, None, None),
+        ("avx512_vnni", "avx512", "VNNI code in kt::avx512::dot"),
+        ("avx512_vnni", "avx_vnni_", "VNNI code in kt::avx_vnni_::dot"),
+        ("avx512_bf16", "avx512_vnni", "BF16 code in kt::avx512_vnni::dot_bf16"),
+        ("amx", "amx_emu", "tile code in kt::amx_emu::dot"),
+        ("avx_vnni", "avx2", "VNNI code in kt::avx2::dot"),
+    ],
+)
+def test_each_extension_has_its_namespaces(
+    tmp_path: Path, namespace: str | None, into: str | None, found: str | None
+) -> None:
+    source = OWN if namespace is None else OWN.replace(f"kt::{namespace} ", f"kt::{into} ")
+    result = run("check_isa_leak", compiled(tmp_path, source))
+    assert (result.returncode, found or "") == (int(found is not None), found or "")
+    assert (found or "") in result.stderr
+
+
+def test_vnni_of_avx512_is_none_of_avx_vnni(tmp_path: Path) -> None:
+    source = OWN.replace("{vex} vpdpbusd", "{evex} vpdpbusd")
+    result = run("check_isa_leak", compiled(tmp_path, source))
+    assert "EVEX code in kt::avx_vnni::dot" in result.stderr
+
+
+CONFIGURE = """
+#include <stdint.h>
+struct alignas(64) Config { uint8_t head[16]; uint16_t bytes[16]; uint8_t rows[16]; };
+namespace kt::amx {
+void configure(int rows) {
+  Config config = {};
+  config.head[0] = 1;
+  config.bytes[0] = 64;
+  config.rows[0] = static_cast<uint8_t>(rows);
+  __asm__ volatile("ldtilecfg %0" : : "m"(OPERAND) : "memory");
+}
+}  // namespace kt::amx
+"""
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_tile_configuration_whose_stores_were_deleted_is_found(
+    tmp_path: Path, told: bool
+) -> None:
+    """As gcc 12 does when the instruction is said to read 8 bytes."""
+    operand = "config" if told else "*reinterpret_cast<const uint64_t*>(&config)"
+    source = CONFIGURE.replace("OPERAND", operand)
+    if not told:
+        source = source.replace(' : "memory"', "")
+    result = run("check_isa_leak", compiled(tmp_path, source))
+    assert ("ldtilecfg of bytes not written in kt::amx::configure" in result.stderr) == (not told)
+
+
+def compiled(directory: Path, source: str) -> Path:
+    path, to = directory / "source.cpp", directory / "source.o"
+    path.write_text(source)
+    command = ["g++", "-std=c++17", "-O2", "-w", "-c", str(path), "-o", str(to)]
+    subprocess.run(command, check=True)
+    return to
+
+
 def test_bindings_release_the_gil_the_safe_way() -> None:
     """With nanobind's guard a daemon thread aborts the process at the interpreter's end (gil.h)."""
     bindings = (ROOT / "packages" / "kt-kernel" / "csrc" / "python").glob("*.cpp")

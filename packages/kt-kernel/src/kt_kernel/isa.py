@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which instruction set the kernels use: chosen once, from the CPU or `KT_ISA`, never by timing.
 
-A target is a whole table of kernels compiled for one instruction set ("scalar", "avx2"). The active
-target is the one process-wide setting of this library, because a process has one kind of CPU.
+A target is a whole table of kernels compiled for one instruction set ("scalar", "avx2", …). The
+active target is the one process-wide setting of this library: a process has one kind of CPU.
 """
 
 from kt_kernel import _core
@@ -11,7 +11,7 @@ __all__ = ("active", "available", "compiled", "force", "kernels", "matrix")
 
 
 def available() -> list[str]:
-    """Targets that this CPU and operating system can run, best first."""
+    """Targets that this CPU and operating system can run, best first, emulated ones last."""
     return list(_core.available_targets())
 
 
@@ -33,8 +33,8 @@ def force(name: str) -> None:
     """Use the target `name` from the next op on. Call it between ops: one that runs meanwhile in
     another thread may use both targets.
 
-    Results of the integer formats agree between targets up to the float epilogue; float formats
-    agree within rounding.
+    Results of the integer formats are the same bits on every target with fma (all but "scalar",
+    which agrees within rounding); float formats agree within rounding.
 
     Raises:
         ValueError: not one of `available()`, which the message lists.
