@@ -13,7 +13,7 @@ override MODEL := $(value MODEL)
 export PROMPT MODEL
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test test-fast test-sanitize kernel-selftest check format bench clean
+.PHONY: help setup run serve test test-fast test-sanitize test-mutation kernel-selftest check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-fast: setup ## tests without the slow and end-to-end ones (at most 5 minute
 
 test-sanitize: setup ## kernel tests in builds with ASan + UBSan and with TSan (minutes; GCC)
 	@$(PY) tools/run_sanitize.py
+
+test-mutation: setup ## break one primitive of the kernels at a time: their tests must notice (minutes)
+	@$(PY) tools/run_mutations.py
 
 kernel-selftest: setup ## build a static binary that prints what every kernel of every target computes, as hashes
 	@build=$$(ls -td packages/kt-kernel/build/cp*/ | head -1) && $(PY) -m cmake --build "$$build" --target kernel-selftest && \

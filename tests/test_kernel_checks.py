@@ -153,6 +153,12 @@ def test_the_thread_pool_has_no_race() -> None:
     assert "sanitizers: nothing found" in result.stdout
 
 
+def test_every_mutation_of_a_kernel_still_fits_the_sources() -> None:
+    """`make test-mutation` compiles each of them and sees tests fail: too long for every day."""
+    result = run("run_mutations", "--list")
+    assert result.returncode == 0, result.stdout
+
+
 def test_every_op_has_a_benchmark() -> None:
     result = run("check_bench_coverage")
     assert result.returncode == 0, result.stderr

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-KERNEL = ROOT / "packages" / "kt-kernel"
+from kernel_build import (
+    KERNEL,
+    ROOT,
+    StepFailed,
+    build,
+    capture,
+    check_build,
+    make_environment,
+    must,
+    timed,
+)
+
 BUILD = KERNEL / "build" / "sanitize"
-JOBS = min(os.cpu_count() or 1, 8)  # a compiler of instrumented kernels takes up to 1 GB
 
 # Tests that say nothing about these builds: of a kt-kernel that they build themselves, of timings.
 ELSEWHERE = ("test_standalone.py", "test_probe.py")
@@ -89,10 +92,6 @@ ADDRESS = Leg(
 )
 
 
-class LegFailed(Exception):
-    """A step of a leg did not end as it must; its output has been printed."""
-
-
 def main() -> int:
     """Run the legs, even after a failure of one."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,7 +103,7 @@ def main() -> int:
     for leg in (THREAD,) if pool_only else (THREAD, ADDRESS):
         try:
             run_leg(leg, pool_only)
-        except LegFailed as failure:
+        except StepFailed as failure:
             failed.append(f"{leg.name}: {failure}")
     print("\n".join(f"FAILED {line}" for line in failed) or "sanitizers: nothing found")
     return 1 if failed else 0
@@ -116,12 +115,12 @@ def run_leg(leg: Leg, pool_only: bool) -> None:
     targets = ["kt_test_pool", "kt_test_planted", *([] if pool_only else ["_core"])]
     environment = os.environ | leg.environment  # noqa: TID251  # a child's
     with timed(f"{leg.name}: build"):
-        build(leg, directory, targets)
+        build(KERNEL, directory, {"KT_SANITIZE": leg.sanitizers}, targets)
     with timed(f"{leg.name}: planted bugs"):
         for bug, report in leg.planted.items():
             planted = capture([directory / "kt_test_planted", bug], environment)
             if planted.returncode == 0 or report not in planted.stdout:
-                raise LegFailed(f"the planted {bug} was not reported:\n{planted.stdout}")
+                raise StepFailed(f"the planted {bug} was not reported:\n{planted.stdout}")
     with timed(f"{leg.name}: pool"):
         must([directory / "kt_test_pool"], environment)
     if pool_only:
@@ -146,86 +145,6 @@ def run_leg(leg: Leg, pool_only: bool) -> None:
         ]
         pytest += ["-c", ROOT / "pyproject.toml", *(f"--ignore={tests / n}" for n in ELSEWHERE)]
         must([*pytest, *(tests / name for name in leg.tests or ("",))], environment)
-
-
-def build(leg: Leg, directory: Path, targets: list[str]) -> None:
-    """Configure and compile; later runs compile what has changed."""
-    cmake = [sys.executable, "-m", "cmake"]
-    nanobind = capture([sys.executable, "-m", "nanobind", "--cmake_dir"]).stdout.strip()
-    configure: list[object] = [*cmake, "-S", KERNEL, "-B", directory]
-    configure += [f"-DKT_SANITIZE={leg.sanitizers}"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={nanobind}"]
-    for command in (
-        configure,
-        [*cmake, "--build", directory, "-j", str(JOBS), "--target", *targets],
-    ):
-        result = capture(command)
-        if result.returncode != 0:
-            raise LegFailed(f"the build failed:\n{result.stdout[-4000:]}")
-
-
-def make_environment(directory: Path) -> Path:
-    """A virtual environment whose kt_kernel is the instrumented build; its Python.
-
-    In the usual environment an import hook of the editable install finds the usual build, whatever
-    PYTHONPATH says. This one sees the other's packages, but not its hooks.
-    """
-    venv = directory / "venv"
-    shutil.rmtree(venv, ignore_errors=True)
-    must([sys.executable, "-m", "venv", "--without-pip", "--symlinks", venv])
-    site = next(venv.glob("lib/python*/site-packages"))
-    # .pth files (hooks) are read in the directory of a .pth file, not in those that it names.
-    others = [path for path in sys.path if path.endswith("site-packages")]
-    (site / "others.pth").write_text("\n".join(others))
-    package = site / "kt_kernel"
-    package.mkdir()
-    for source in [*(KERNEL / "src" / "kt_kernel").iterdir(), *directory.glob("_core.*.so")]:
-        if source.name != "__pycache__":
-            (package / source.name).symlink_to(source)
-    return venv / "bin" / "python"
-
-
-def check_build(python: Path, directory: Path, environment: dict[str, str]) -> None:
-    """Refuse to test another build than the instrumented one."""
-    code = "import kt_kernel._core as core; print(core.__file__)"
-    result = capture([python, "-c", code], environment)
-    if not Path(result.stdout.strip()).resolve().is_relative_to(directory.resolve()):
-        raise LegFailed(f"kt_kernel is not the instrumented build:\n{result.stdout}")
-
-
-@contextmanager
-def timed(step: str) -> Iterator[None]:
-    """Print a step's name and time."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        print(f"{step:24s} {time.monotonic() - started:6.1f} s", flush=True)
-
-
-def capture(
-    command: Sequence[object], environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command; stdout and stderr together."""
-    return subprocess.run(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        text=True,
-        check=False,
-    )
-
-
-def must(command: Sequence[object], environment: dict[str, str] | None = None) -> None:
-    """Run a command that must succeed; its output is the user's to see.
-
-    Raises:
-        LegFailed: it did not.
-    """
-    status = subprocess.run([str(part) for part in command], env=environment, check=False)
-    if status.returncode != 0:
-        raise LegFailed(f"exit status {status.returncode}: {' '.join(map(str, command))}")
 
 
 if __name__ == "__main__":

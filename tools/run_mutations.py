@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Breaks one primitive of a kernel target at a time and runs that target's tests, which must fail.
+
+Proves the tests, not the kernels. Every mutation is a line of source with one thing wrong, compiled
+(half a minute each) in a copy under packages/kt-kernel/build/mutations. Names of mutations as
+arguments run those alone; `--list` only checks that all of them still fit the sources. Exit status
+0 if every mutation was noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_build import (
+    KERNEL,
+    ROOT,
+    StepFailed,
+    build,
+    capture,
+    check_build,
+    make_environment,
+    timed,
+)
+
+BUILD = KERNEL / "build" / "mutations"
+SOURCE = BUILD / "source"
+TESTS_FAILED = 1  # pytest's exit status; a crash or an empty selection has another
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One wrong line.
+
+    Attributes:
+        name: what is wrong.
+        file: below csrc.
+        right: text that occurs once in it.
+        wrong: what replaces it.
+        tests: a test file of the package.
+        selection: pytest's -k: which tests must fail, all of them of the mutated target.
+    """
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+    selection: str
+
+
+AVX2 = "simd/vec_avx2.h"
+MUTATIONS = (
+    Mutation(
+        "chain_of_u5_too_long",
+        AVX2,
+        "return dot_chained<31, 4>(w, a);",
+        "return dot_chained<15, 8>(w, a);",
+        "test_extremes.py",
+        "avx2 and q5_k",
+    ),
+    Mutation(
+        "halves_of_a_byte_swapped",
+        AVX2,
+        "static I high_nibbles(I x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }",
+        "static I high_nibbles(I x) { return low_nibbles(x); }",
+        "test_linear.py",
+        "avx2 and matches and q4_0",
+    ),
+    Mutation(
+        "sign_of_weights_lost",
+        AVX2,
+        "_mm256_sign_epi8(broadcast4(a + 4 * j), w[j])",
+        "broadcast4(a + 4 * j)",
+        "test_linear.py",
+        "avx2 and matches and int8",
+    ),
+    Mutation(
+        "offset_added",
+        AVX2,
+        "return _mm256_sub_epi32(dot, _mm256_madd_epi16(broadcast4(sums), offset));",
+        "return _mm256_add_epi32(dot, _mm256_madd_epi16(broadcast4(sums), offset));",
+        "test_linear.py",
+        "avx2 and matches and int4",
+    ),
+    Mutation(
+        "sub_scales_of_q6_k_of_the_wrong_half",
+        AVX2,
+        "j < 4 ? low : high",
+        "j < 6 ? low : high",
+        "test_linear.py",
+        "avx2 and matches and q6_k",
+    ),
+    Mutation(
+        "sign_of_fp8_lost",
+        AVX2,
+        "_mm_set1_epi16(static_cast<int16_t>(0xbfff))",
+        "_mm_set1_epi16(static_cast<int16_t>(0x3fff))",
+        "test_linear.py",
+        "avx2 and matches and fp8",
+    ),
+    Mutation(
+        "nan_of_a_power_of_two_lost",
+        AVX2,
+        "_mm256_and_si256(nan, _mm256_set1_epi32(0x7fc00000))",
+        "_mm256_and_si256(nan, _mm256_set1_epi32(0))",
+        "test_linear.py",
+        "avx2 and bad_weight and mxfp4",
+    ),
+    Mutation(
+        "neighbour_left_in_odd_bf16",
+        AVX2,
+        "_mm256_and_si256(x, _mm256_set1_epi32(0xffff0000))",
+        "x",
+        "test_linear.py",
+        "avx2 and comes_back and bf16",
+    ),
+    Mutation(
+        "ties_of_bf16_round_up",
+        AVX2,
+        "const I odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));",
+        "const I odd = _mm256_set1_epi32(1);",
+        "test_linear.py",
+        "avx2 and ties and bf16",
+    ),
+    Mutation(
+        "one_lane_too_many_stored",
+        AVX2,
+        "static void store_n(float* p, F x, int n) { _mm256_maskstore_ps(p, first(n), x); }",
+        "static void store_n(float* p, F x, int n) { _mm256_maskstore_ps(p, first(n + 1), x); }",
+        "test_linear.py",
+        "avx2 and matches and float32",
+    ),
+    Mutation(
+        "a_lane_lost_in_sums",
+        AVX2,
+        "return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));",
+        "return _mm_cvtss_f32(b);",
+        "test_ops.py",
+        "avx2 and rms_norm",
+    ),
+    Mutation(
+        "halves_of_a_byte_swapped_without_vectors",
+        "simd/vec_scalar.h",
+        "static I high_nibbles(I x) { return (x >> 4) & 0x0f0f0f0f; }",
+        "static I high_nibbles(I x) { return x & 0x0f0f0f0f; }",
+        "test_linear.py",
+        "scalar and matches and q4_0",
+    ),
+    Mutation(
+        "minimum_forgotten",
+        "kernels/gemm-inl.h",
+        "if constexpr (Weights::kHasMinimum)",
+        "if constexpr (false)",
+        "test_linear.py",
+        "matches and q4_1",
+    ),
+    Mutation(
+        "bits_of_a_six_bit_scale_lost",
+        "formats/k_quants-inl.h",
+        "(low & 15) | (top >> 6) << 4",
+        "(low & 15) | (top >> 7) << 4",
+        "test_linear.py",
+        "matches and q4_k",
+    ),
+)
+
+
+def main() -> int:
+    """Run the mutations, even after one that was not noticed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [mutation.name for mutation in MUTATIONS]
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(names)}")
+    parser.add_argument("--list", action="store_true", help="run nothing, list them")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(names):
+        parser.error(f"no mutation is named {', '.join(sorted(unknown))}")
+    chosen = [each for each in MUTATIONS if not options.names or each.name in options.names]
+    try:
+        for mutation in chosen:
+            mutated(mutation)
+            if options.list:
+                print(f"{mutation.name:40s} {mutation.file}")
+        unnoticed = [] if options.list else run(chosen)
+    except StepFailed as failure:
+        print(f"FAILED {failure}")
+        return 1
+    print("\n".join(f"FAILED {name}: no test noticed" for name in unnoticed) or "mutations: ok")
+    return 1 if unnoticed else 0
+
+
+def mutated(mutation: Mutation) -> str:
+    """The file's text with one thing wrong.
+
+    Raises:
+        StepFailed: the right text is not there once.
+    """
+    text = (KERNEL / "csrc" / mutation.file).read_text(encoding="utf-8")
+    count = text.count(mutation.right)
+    if count != 1:
+        raise StepFailed(
+            f"{mutation.name}: {mutation.file} must hold this once; got it {count} times:\n"
+            f"{mutation.right}"
+        )
+    return text.replace(mutation.right, mutation.wrong)
+
+
+def run(mutations: list[Mutation]) -> list[str]:
+    """The names of those that no test noticed.
+
+    Raises:
+        StepFailed: a test fails without a mutation, or a build does.
+    """
+    copy_sources()
+    with timed("build"):
+        compile_kernels()
+    python = make_environment(BUILD / "build")
+    check_build(python, BUILD / "build")
+    for mutation in mutations:
+        if status := test(python, mutation):
+            raise StepFailed(f"{mutation.tests} -k '{mutation.selection}' ends with {status}")
+    unnoticed = []
+    for mutation in mutations:
+        file = SOURCE / "csrc" / mutation.file
+        original = file.read_text(encoding="utf-8")
+        with timed(mutation.name):
+            file.write_text(mutated(mutation), encoding="utf-8")
+            compile_kernels()
+            if test(python, mutation) != TESTS_FAILED:
+                unnoticed.append(mutation.name)
+            file.write_text(original, encoding="utf-8")
+    return unnoticed
+
+
+def copy_sources() -> None:
+    """Make SOURCE the package's sources; files that are the same stay as they are, and compiled."""
+    files = {path.relative_to(KERNEL) for path in KERNEL.rglob("*") if path.is_file()}
+    files = {path for path in files if path.parts[0] != "build" and "__pycache__" not in path.parts}
+    for path in SOURCE.rglob("*"):
+        if path.is_file() and path.relative_to(SOURCE) not in files:
+            path.unlink()
+    for path in files:
+        text, copy = (KERNEL / path).read_bytes(), SOURCE / path
+        if not copy.exists() or copy.read_bytes() != text:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(text)
+
+
+def compile_kernels() -> None:
+    """The module as it is in SOURCE, little optimised: compilers are what this waits for."""
+    build(SOURCE, BUILD / "build", {"KT_OPTIMIZE": "-O1"}, ["_core"])
+
+
+def test(python: Path, mutation: Mutation) -> int:
+    """Run the mutation's tests up to the first that fails; pytest's exit status."""
+    command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["-c", ROOT / "pyproject.toml", "-k", mutation.selection]
+    return capture([*command, KERNEL / "tests" / mutation.tests]).returncode
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
