@@ -13,7 +13,7 @@ from kt_kernel import Experts, MoE, ThreadPool, isa
 from kt_kernel.experts import Projection
 from serve import Load, serve
 from shapes import FORMATS
-from weights import dequantize, split_mxfp4
+from weights import dequantize, fp8_blocks, split_mxfp4
 
 Array = np.ndarray[Any, Any]
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
@@ -59,6 +59,9 @@ class KtKernel:
 
     def arguments(self, blocks: Array) -> dict[str, Any]:
         """What `put` takes."""
+        if self.format.name == "fp8":
+            values = dequantize(blocks, self.format.blocks)
+            return dict(zip(("weight", "scales"), fp8_blocks(values), strict=True))
         if not self.format.packed:
             return {"weight": dequantize(blocks, self.format.blocks)}
         if self.format.name == "mxfp4":

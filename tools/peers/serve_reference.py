@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from serve import Load, serve
-from weights import dequantize, pair_nibbles, split_mxfp4
+from weights import dequantize, fp8_blocks, pair_nibbles, split_mxfp4
 
 Array = np.ndarray[Any, Any]
 CLASSES = {
@@ -27,7 +27,6 @@ CLASSES = {
     "BF16": "AVX2BF16_MOE",
 }
 GROUPS = {"RAWINT4": 32, "MXFP4": 32, "FP8": 128}
-FP8_MAX = 448.0
 
 
 class Reference:
@@ -139,18 +138,6 @@ class Reference:
     def result(self) -> Array:
         """Of the last call."""
         return self.call[4].astype(np.float32)
-
-
-def fp8_blocks(values: Array) -> tuple[Array, Array]:
-    """E4M3 with one float32 scale per 128 x 128; (rows, columns) and (rows / 128, columns / 128),
-    rounded up.
-    """
-    rows, columns = values.shape
-    padded = np.pad(values, ((0, -rows % 128), (0, -columns % 128)))
-    tiles = padded.reshape(padded.shape[0] // 128, 128, padded.shape[1] // 128, 128)
-    scales = np.abs(tiles).max((1, 3)) / FP8_MAX
-    codes = (tiles / scales[:, None, :, None]).astype(ml_dtypes.float8_e4m3fn)
-    return np.ascontiguousarray(codes.reshape(padded.shape)[:rows, :columns]), scales
 
 
 if __name__ == "__main__":

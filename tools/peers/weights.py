@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import ml_dtypes
 import numpy as np
 from gguf import quants
 
 from shapes import Format, Shape
 
+FP8_MAX = 448.0
 NUM_DISTINCT = 4  # experts in the file, repeated: enough to see a wrong id, quick to make
 # Where a block keeps its float16 scales, with their sizes relative to each other. An offset is that
 # large that values have about zero mean.
@@ -145,3 +147,15 @@ def moe_layer(experts: list[Expert], blocks: str, hidden: Array, ids: Array, sca
         up = hidden @ dequantize(expert.up, blocks).T
         out += weight * ((gate / (1 + np.exp(-gate)) * up) @ dequantize(expert.down, blocks).T)
     return out
+
+
+def fp8_blocks(values: Array) -> tuple[Array, Array]:
+    """E4M3 with one float32 scale per 128 x 128; (rows, columns) and (rows / 128, columns / 128),
+    rounded up.
+    """
+    rows, columns = values.shape
+    padded = np.pad(values, ((0, -rows % 128), (0, -columns % 128)))
+    tiles = padded.reshape(padded.shape[0] // 128, 128, padded.shape[1] // 128, 128)
+    scales = np.abs(tiles).max((1, 3)) / FP8_MAX
+    codes = (tiles / scales[:, None, :, None]).astype(ml_dtypes.float8_e4m3fn)
+    return np.ascontiguousarray(codes.reshape(padded.shape)[:rows, :columns]), scales

@@ -37,15 +37,14 @@ struct Mxfp4 : Nibbles {
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     const int k = args.into.k, blocks = args.into.k_padded / kBlock;
-    const auto* nibbles = static_cast<const uint8_t*>(args.weight) + row * (k / 2);
-    const auto* exponents = static_cast<const uint8_t*>(args.scales) + row * (k / kBlock);
     for (int block = 0; block < blocks; ++block) {
       uint8_t q[kBlock] = {}, exponent = 0;
       if (row >= 0 && args.quantized) {
-        exponent = exponents[block];
+        const auto* pairs = static_cast<const uint8_t*>(args.weight) + row * (k / 2) + block * 16;
+        exponent = static_cast<const uint8_t*>(args.scales)[row * (k / kBlock) + block];
         for (int i = 0; i < kBlock / 2; ++i) {  // two neighbours per byte, the first one low
-          q[2 * i] = nibbles[block * 16 + i] & 15;
-          q[2 * i + 1] = nibbles[block * 16 + i] >> 4;
+          q[2 * i] = pairs[i] & 15;
+          q[2 * i + 1] = pairs[i] >> 4;
         }
       } else if (row >= 0) {
         float x[kBlock];

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights as a caller has them: floats, or bytes that are already quantised. No packing here."""
 
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,9 +47,7 @@ def source_of(
 
 def _as_bytes(array: Any) -> Any:
     if str(array.dtype).startswith("torch."):
-        import torch  # the caller has it
-
-        return array.view(torch.uint8)
+        return array.view(sys.modules["torch"].uint8)  # the caller has it
     return array.view(np.uint8)
 
 
