@@ -9,13 +9,12 @@
 // and, for float formats,
 //   load(block, k, group, stride)      weights k < 32 of a block, as floats, of every lane
 // or, for integer formats,
-//   unpack(block, stride, w)           8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of every
-//   lane scale(group, sub, stride)          value = scale * (dot product of bytes - offset) …
-//   operands(group, sub, stride)       what else a block needs: its offset, sub-scales or minimum
-//   dot(products, sums, operands)      the exact int32 dot product with 32 activations, less
-//   offset;
-//                                      products (kernels/gemm-inl.h) multiply w as s8, u4, u5 or u6
-//   kHasMinimum                        operands are the minimum: value = … + minimum
+//   unpack(block, stride, w)        8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of each lane
+//   scale(group, sub, stride)       value = scale * (dot product of bytes - offset) ...
+//   operands(group, sub, stride)    what else a block needs: offset, sub-scales or minimum
+//   dot(products, sums, operands)   the exact int32 dot product with 32 activations, less offset;
+//                                   products (gemm-inl.h) multiply w as s8, u4, u5 or u6
+//   kHasMinimum                     operands are the minimum: value = ... + minimum
 // where block and group point at a block's data and at its group's header, sub counts the blocks of
 // a group, and stride is the distance of the panels that one vector spans.
 
