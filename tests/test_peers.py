@@ -24,11 +24,14 @@ import kernels
 import peer_llama_cpp
 import roofline
 from child import Child, Inputs, PeerError
-from kt_kernel import formats
+from figures import AIMS, DECODE_LLAMA, DECODE_PROBE, Aim, Figure, figures_of
+from kt_kernel import ThreadPool, formats
+from packing import pack_rates
 from registry import OURS, PEERS
-from report import COLUMNS, Block, Limits, Row, line, write_json
-from rounds import Ratio, alternate, check, paired_ratio
-from shapes import FORMATS, Shape, sized
+from report import figure_line, markdown, measurement, write_json
+from results import Batch, Block, Limits, Row
+from rounds import Ratio, alternate, check, check_inputs, paired_ratio, spread
+from shapes import DEFAULT_FORMATS, FORMATS, SHAPES, Shape, max_error, sized
 from weights import (
     SCALES,
     Expert,
@@ -41,6 +44,7 @@ from weights import (
 )
 
 SHAPE = Shape("small", 8, 512, 256, 2, num_layers=2)
+BIASED = Shape("biased", 8, 512, 256, 2, activation="swigluoai", biases=True)
 
 # Answers from a script: the rest of a command line says what to answer.
 FAKE = """
@@ -167,30 +171,39 @@ def test_mxfp4_blocks_split_into_neighbours_and_exponents() -> None:
     assert np.array_equal(unpacked * scales, dequantize(blocks, "MXFP4"))
 
 
-def test_the_oracle_is_the_sum_over_slots(tmp_path: Path) -> None:
-    weight_format = FORMATS["float32"]
-    write_weights(tmp_path / "weights", SHAPE, weight_format)
-    experts = read_weights(tmp_path / "weights", SHAPE, "F32")
-    inputs = Inputs.draw(SHAPE, 2, 1, seed=0)
-    actual = moe_layer(experts, "F32", inputs.hidden, inputs.ids[0], inputs.weights[0])
+@pytest.mark.parametrize("shape", [SHAPE, BIASED])
+def test_the_oracle_is_the_sum_over_slots(shape: Shape, tmp_path: Path) -> None:
+    write_weights(tmp_path / "weights", shape, "F32")
+    experts = read_weights(tmp_path / "weights", shape, "F32")
+    inputs = Inputs.draw(shape, 2, 1, seed=0)
+    call = inputs.hidden, inputs.ids[0], inputs.weights[0]
+    actual = moe_layer(experts, "F32", shape.activation, *call)
+    clamped = 0
     for token, x in enumerate(inputs.hidden):
         expected = np.zeros(SHAPE.hidden_size)
         for number, scale in zip(inputs.ids[0][token], inputs.weights[0][token], strict=True):
             expert = experts[number % len(experts)]
-            gate, up = (dequantize(w, "F32") @ x for w in (expert.gate, expert.up))
-            inner = gate / (1 + np.exp(-gate)) * up
-            expected += scale * (dequantize(expert.down, "F32") @ inner)
+            gate, up = (
+                dequantize(weight, "F32") @ x + bias
+                for weight, bias in zip((expert.gate, expert.up), expert.biases, strict=False)
+            )
+            if shape.biases:
+                clamped += np.count_nonzero(gate > 7) + np.count_nonzero(np.abs(up) > 7)
+                gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
+            inner = gate / (1 + np.exp(-(1.702 if shape.biases else 1) * gate)) * up
+            expected += scale * (dequantize(expert.down, "F32") @ inner + expert.biases[2])
         assert np.allclose(actual[token], expected, rtol=1e-4, atol=1e-5)
+    assert (clamped > 0) == shape.biases  # otherwise a peer without the clamp would pass
 
 
 def test_a_shape_is_beyond_the_caches_and_within_memory() -> None:
-    shape, weight_format = Shape("s", 128, 2048, 768, 8), FORMATS["q4_0"]
+    shape = Shape("s", 128, 2048, 768, 8)
     expert_bytes = shape.weights_per_expert * 4.5 / 8
-    whole = sized(shape, weight_format, 2 << 30, 36 << 20)
+    whole = sized(shape, 4.5, 2 << 30, 36 << 20)
     assert whole.num_experts == 128
     assert (whole.num_layers - 1) * 128 * expert_bytes < 360 << 20
     assert whole.num_layers * 128 * expert_bytes >= 360 << 20
-    fewer = sized(shape, weight_format, int(50 * expert_bytes), 1 << 20)
+    fewer = sized(shape, 4.5, 50 * expert_bytes, 1 << 20)
     assert (fewer.num_experts, fewer.num_layers) == (48, 1)
 
 
@@ -207,14 +220,14 @@ class ScriptedChild:
         self.log.append(self.name)
         calls = Inputs.read(inputs)
         last = calls.hidden, calls.ids[-1], calls.weights[-1]
-        (self.factor * moe_layer(self.experts, "F32", *last)).tofile(output)
+        (self.factor * moe_layer(self.experts, "F32", "silu", *last)).tofile(output)
         # The first call is slower: it must not count.
         return [10.0 if call == 0 else self.seconds for call in range(len(calls.ids))]
 
 
 @pytest.fixture
 def experts(tmp_path: Path) -> list[Expert]:
-    write_weights(tmp_path / "weights", SHAPE, FORMATS["float32"])
+    write_weights(tmp_path / "weights", SHAPE, "F32")
     return read_weights(tmp_path / "weights", SHAPE, "F32")
 
 
@@ -222,11 +235,11 @@ def test_rounds_alternate_and_leave_out_the_waking_call(
     experts: list[Expert], tmp_path: Path
 ) -> None:
     log: list[str] = []
-    children: Any = [ScriptedChild(name, experts, s, log) for name, s in (("a", 0.1), ("b", 0.3))]
-    a, b = alternate(children, SHAPE, FORMATS["float32"], experts, 3, 4, tmp_path)
+    children: Any = [ScriptedChild(name, experts, s, log) for name, s in (("a", 0.01), ("b", 0.03))]
+    a, b = alternate(children, [1e-5, 1e-5], SHAPE, "F32", experts, 3, 4, tmp_path)
     assert log == ["a", "b", *"abbaabba"]  # one check each, then the rounds
-    assert a.seconds == [0.1] * 4
-    assert b.seconds == [0.3] * 4
+    assert a.seconds == [0.01] * 4
+    assert b.seconds == [0.03] * 4
     assert 2 <= a.experts_touched <= 6  # 3 tokens, top-2
     assert a.error < 1e-6
 
@@ -236,63 +249,155 @@ def test_a_peer_that_computes_something_else_is_refused(
     factor: float, experts: list[Expert], tmp_path: Path
 ) -> None:
     child: Any = ScriptedChild("wrong", experts, 0.1, [], factor)
+    inputs = tmp_path / "inputs"
+    expected = check_inputs(SHAPE, "F32", experts, 2, inputs)
     with pytest.raises(PeerError, match="wrong: is not the same layer"):
-        check(child, FORMATS["float32"], experts, Inputs.draw(SHAPE, 2, 1, seed=0), tmp_path)
+        check(child, 0.04, inputs, expected, tmp_path / "output")
 
 
-def rows() -> list[Row]:
-    def row(peer: str, num_tokens: int, seconds: float, ratio: float) -> Row:
-        operations = SHAPE.operations(num_tokens)
-        weight_bytes = 1e6 * num_tokens**0.5
-        times = [seconds] * 3
-        spread = Ratio(ratio, ratio / 2, ratio * 2, 3)
-        return Row(
-            "int4", num_tokens, peer, "x", 2, times, weight_bytes, operations, spread, 0.01, 0.25
-        )
+def test_a_call_that_fills_a_round_counts_at_once(experts: list[Expert], tmp_path: Path) -> None:
+    child: Any = ScriptedChild("long", experts, 9.0, [])
+    (one,) = alternate([child], [1e-5], SHAPE, "F32", experts, 1, 2, tmp_path)
+    assert one.seconds == [10.0] * 2
 
-    return [
-        row(OURS, 1, 1e-4, 1),
-        row("llama.cpp", 1, 2e-4, 2),
-        row(OURS, 512, 1e-2, 1),
-        row("llama.cpp", 512, 3e-2, 3),
+
+LIMITS = Limits(30, 300, 150, 1.5, 2.0, 2.0)
+
+
+def row(peer: str, method: str, threads: int, num_tokens: int, seconds: list[float]) -> Row:
+    operations = SHAPE.operations(num_tokens)
+    weight_bytes = 1e6 * num_tokens**0.5
+    return Row(peer, method, threads, num_tokens, seconds, weight_bytes, operations, 0.01, 0.25)
+
+
+def block() -> Block:
+    """Ours with two threads and one, llama.cpp, and the reference in three variants."""
+    decode = [
+        row(OURS, "q4_0", 2, 1, [1e-4, 2e-4, 1e-4]),
+        row(OURS, "q4_0", 1, 1, [1.5e-4, 3e-4, 1.5e-4]),
+        row("llama.cpp", "Q4_0", 2, 1, [2e-4, 4e-4, 2e-4]),
+        row("reference", "LLAMAFILE", 2, 1, [8e-4, 16e-4, 8e-4]),
+        row("reference", "LLAMAFILE", 1, 1, [5e-4, 10e-4, 5e-4]),
+        row("reference", "RAWINT4", 1, 1, [9e-4, 18e-4, 9e-4]),
     ]
-
-
-def test_the_table_has_rates_and_ratios() -> None:
-    ours, other, *_ = rows()
-    assert ours.bandwidth == pytest.approx(10)  # 1 MB in 0.1 ms
-    assert other.rate == pytest.approx(SHAPE.operations(1) / 2e-4 / 1e9)
-    text = line(other)
-    assert len(text) == len(COLUMNS)
-    assert text.split() == [
-        *("int4", "1", "llama.cpp", "x", "2", "0.200", f"{other.rate:.1f}", "5.00"),
-        *("2.00", "1.00-4.00", "3", "1.0e-02", "25%"),
+    few = [row(OURS, "q4_0", 2, 4, [1e-4] * 3)]
+    prefill = [
+        row(OURS, "q4_0", 2, 512, [4e-3] * 3),
+        row(OURS, "q4_0", 1, 512, [6e-3] * 3),
+        row("llama.cpp", "Q4_0", 2, 512, [12e-3] * 3),
     ]
+    after = Limits(20, 200, 100, 1.5, 2.0, 2.0)  # the mean is what counts
+    return Block(
+        SHAPE,
+        "avx2",
+        "Q4_0",
+        [
+            Batch(1, LIMITS, after, decode),
+            Batch(4, LIMITS, LIMITS, few),
+            Batch(512, LIMITS, LIMITS, prefill),
+        ],
+    )
+
+
+def test_figures_are_ratios_of_pairs_limits_and_the_best_rival() -> None:
+    found = figures_of([block()], 2)
+    assert [figure.what for figure in found] == [
+        what for what in AIMS if "FMA" not in what and "pack" not in what
+    ]
+    gops = SHAPE.operations(512) / 4e-3 / 1e9
+    values = [figure.value.median for figure in found]
+    probe, prefill, read, decode, reference, few, prefill_gain, decode_gain = values
+    assert probe == pytest.approx(gops / 300)
+    assert prefill == pytest.approx(3)
+    assert read == pytest.approx(10 / 25)  # 1 MB in 0.1 ms; 30 before and 20 GB/s after
+    assert (decode, reference) == pytest.approx((2, 5))
+    assert few == pytest.approx(1e-4 / (2e6 / 30e9))
+    assert prefill_gain == pytest.approx(1.5 / 2)
+    assert decode_gain == pytest.approx(1.5 / 1.5)
+    assert found[3].value == Ratio(2, 2, 2, 3)  # although one round was twice as slow
+    assert "1 thread" in found[4].source
+
+
+def test_an_aim_is_of_its_formats_and_knows_its_direction() -> None:
+    more, less = Aim(0.75, 0.95), Aim(1.4, 1.15)
+    assert [more.met(value) for value in (0.7, 0.75, 0.95)] == ["**no**", "floor", "goal"]
+    assert [less.met(value) for value in (1.5, 1.4, 1.1)] == ["**no**", "floor", "goal"]
+    for name, met in (("q4_k", "floor"), ("q6_k", "")):
+        figure = Figure(DECODE_LLAMA, name, Ratio(1.5, 1.4, 1.6, 15), "")
+        assert (figure.met, figure.aim is None) == (met, not met)
+    assert Figure(DECODE_PROBE, "bf16", Ratio(1, 1, 1, 1), "").aim is None
+    named = {name for aims in AIMS.values() for aim in aims for name in aim.formats}
+    assert named <= set(FORMATS)
+
+
+def test_every_default_format_is_known_and_fits() -> None:
+    assert set(DEFAULT_FORMATS) == set(SHAPES)
+    for shape, names in DEFAULT_FORMATS.items():
+        assert all(FORMATS[name].fits(SHAPES[shape]) for name in names.split(","))
+
+
+def test_the_report_has_its_head_figures_and_measurements() -> None:
+    measured = block()
+    decode = measured.rows[0]
+    assert measurement(decode).split(" | ") == [
+        *("| kt q4_0, 2 threads", "1", "0.100", "0.100 to 0.150"),
+        *(f"{SHAPE.operations(1) / 1e-4 / 1e9:.1f}", "10.00", "1.0e-02", "25% |"),
+    ]
+    found = figures_of([measured], 2)
+    assert figure_line(found[3]).startswith(
+        "| decode 1 ÷ llama.cpp | q4_0 | 2.00 | 2.00 to 2.00 | 3 | 1.4 | 2 | goal | 0.10 ms;"
+    )
+    text = markdown([measured], found, ["Machine: a computer", "Commit: abc"])
+    for expected in ("- Machine: a computer", "read 20.0 to 30.0 GB/s", "x 2 layers, 512 x 256"):
+        assert expected in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 + len(found) + 2 + len(measured.rows)
+    assert len({line.count("|") for line in tables[: 2 + len(found)]}) == 1
 
 
 def test_results_are_written_with_every_round(tmp_path: Path) -> None:
-    limits = Limits(30, 300, 150)
-    write_json([Block(SHAPE, "avx2", limits, limits, rows())], tmp_path / "results.json")
-    (block,) = json.loads((tmp_path / "results.json").read_text())
-    assert block["shape"]["num_experts"] == SHAPE.num_experts
-    assert block["before"]["read"] == 30
-    assert [row["peer"] for row in block["rows"]] == [OURS, "llama.cpp"] * 2
-    assert block["rows"][3]["seconds"] == [3e-2] * 3
+    write_json([block()], tmp_path / "results.json")
+    (written,) = json.loads((tmp_path / "results.json").read_text())
+    assert written["shape"]["num_experts"] == SHAPE.num_experts
+    assert written["batches"][0]["before"]["read"] == 30
+    assert written["batches"][2]["rows"][2]["seconds"] == [12e-3] * 3
 
 
 def test_the_plot_shows_every_peer_and_both_ceilings(tmp_path: Path) -> None:
-    blocks = [
-        Block(SHAPE, "avx2", Limits(30, 300, 150), Limits(28, 280, 140), rows()) for _ in range(4)
-    ]
+    blocks = [block() for _ in range(4)]
     roofline.draw(blocks, tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
     panel = roofline.Figure().subplots()
     roofline.draw_block(panel, blocks[0])
     drawn = {curve.get_label(): curve.get_ydata() for curve in panel.get_lines()}
-    assert list(drawn["llama.cpp x, 2 threads"]) == [row.rate for row in rows()[1::2]]
+    rates = [one.rate for one in blocks[0].rows if one.peer == "llama.cpp"]
+    assert list(drawn["llama.cpp Q4_0, 2 threads"]) == rates
     assert sum(str(label).startswith("_") for label in drawn) == 2  # ceilings are not in the legend
     said = {text.get_text() for text in panel.texts}
-    assert said == {"1", "512", "int8 maddubs+madd", "float32 FMA"}
+    assert said == {"1", "4", "512", "int8 maddubs+madd", "float32 FMA"}
+
+
+def test_contenders_come_once_and_their_copies_fit() -> None:
+    names = ["--formats", "q4_0,int4", "--threads", "2", "--memory", "1"]
+    options = kernels.parse([*names, "--shape", "deepseek-v3"])
+    pair = [FORMATS["q4_0"], FORMATS["int4"]]
+    found = kernels.contenders_of(pair, options)
+    assert [str(one) for one in found] == [
+        *("kt q4_0@2", "kt int4@2", "kt q4_0@1", "llama.cpp Q4_0@2"),
+        *("reference LLAMAFILE@2", "reference RAWINT4@2"),
+        *("reference LLAMAFILE@1", "reference RAWINT4@1"),
+    ]
+    assert [one.only_decode for one in found] == [False] * 4 + [True] * 4
+    # Too little memory for all experts: twice those of a token are the fewest.
+    assert kernels.shape_of(pair, found, options).num_experts == 16
+    options.shape = "gpt-oss"
+    assert len(kernels.contenders_of(pair, options)) == 4  # the reference has no biases
+
+
+def test_packing_rates_are_of_every_round_but_the_first() -> None:
+    rates = pack_rates(SHAPE, "int4", ThreadPool(1), 2)
+    assert len(rates) == 2
+    assert spread(rates).median > 0
 
 
 def test_contention_counts_what_others_took(
@@ -321,7 +426,7 @@ def test_a_missing_build_says_how_to_build(
     monkeypatch.setenv("KT_HOME", str(tmp_path))
     for peer in ("llama.cpp", "reference"):
         with pytest.raises(PeerError, match=r"kernels\.py --build"):
-            PEERS[peer].command(FORMATS["bf16"], "avx2")
+            PEERS[peer].command("BF16", "avx2")
     monkeypatch.setattr(peer_llama_cpp, "tool", lambda _: None)
     assert kernels.main(["--build", "--peers", "llama.cpp"]) == 1
     assert "needs cmake" in capsys.readouterr().err
@@ -361,44 +466,66 @@ def test_a_bad_command_line_is_refused(arguments: list[str]) -> None:
         kernels.main(arguments)
 
 
-def error_of(peer: str, name: str, tmp_path: Path) -> float:
-    weight_format = FORMATS[name]
-    write_weights(tmp_path / "weights", SHAPE, weight_format)
-    experts = read_weights(tmp_path / "weights", SHAPE, weight_format.blocks)
-    child = Child(peer, PEERS[peer].command(weight_format, "avx2"))
+def error_of(peer: str, method: str, blocks: str, shape: Shape, tmp_path: Path) -> float:
+    write_weights(tmp_path / "weights", shape, blocks)
+    experts = read_weights(tmp_path / "weights", shape, blocks)
+    child = Child(peer, PEERS[peer].command(method, "avx2"))
+    errors = []
     try:
-        child.load(SHAPE, weight_format.blocks, tmp_path / "weights", max_tokens=16, num_threads=2)
-        assert child.bytes_per_expert >= SHAPE.weights_per_expert * 0.5
-        inputs = Inputs.draw(SHAPE, 11, 2, seed=0)
-        return max(
-            check(child, weight_format, experts, inputs, tmp_path)[0],
-            check(child, weight_format, experts, Inputs.draw(SHAPE, 1, 3, seed=1), tmp_path)[0],
-        )
+        child.load(shape, blocks, tmp_path / "weights", max_tokens=16, num_threads=2)
+        assert child.bytes_per_expert >= shape.weights_per_expert * 0.5
+        for num_tokens in (11, 1):
+            inputs = tmp_path / "inputs"
+            expected = check_inputs(shape, blocks, experts, num_tokens, inputs)
+            error, _ = check(child, max_error(method), inputs, expected, tmp_path / "output")
+            errors.append(error)
     finally:
         child.close()
+    return max(errors)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name in formats.FORMATS])
-def test_our_kernel_computes_the_layer(name: str, tmp_path: Path) -> None:
-    assert error_of(OURS, name, tmp_path) <= FORMATS[name].max_error
+def both_shapes(peer: str) -> list[tuple[str, str, Shape]]:
+    """Every method of a peer once, on one shape, and what it has for gpt-oss's layer."""
+    found = {
+        (method, one.blocks, shape): None
+        for shape in (SHAPE, BIASED)
+        for one in FORMATS.values()
+        if shape is SHAPE or one.name in DEFAULT_FORMATS["gpt-oss"].split(",")
+        for method in PEERS[peer].methods(one, shape)
+    }
+    return list(found)
+
+
+@pytest.mark.parametrize(("method", "blocks", "shape"), both_shapes(OURS))
+def test_our_kernel_computes_the_layer(
+    method: str, blocks: str, shape: Shape, tmp_path: Path
+) -> None:
+    assert FORMATS[method].kernel_format in formats.FORMATS
+    assert error_of(OURS, method, blocks, shape, tmp_path) <= max_error(method)
 
 
 def built(peer: str) -> bool:
     try:
-        PEERS[peer].command(FORMATS["bf16"], "avx2")
+        PEERS[peer].command("BF16", "avx2")
     except PeerError:
         return False
     return True
 
 
 @pytest.mark.skipif(not built("llama.cpp"), reason="llama.cpp is not built: kernels.py --build")
-@pytest.mark.parametrize("name", [row.name for row in FORMATS.values() if row.llama_cpp])
-def test_llama_cpp_computes_the_layer(name: str, tmp_path: Path) -> None:
-    assert error_of("llama.cpp", name, tmp_path) <= 0.04
+@pytest.mark.parametrize(("method", "blocks", "shape"), both_shapes("llama.cpp"))
+def test_llama_cpp_computes_the_layer(
+    method: str, blocks: str, shape: Shape, tmp_path: Path
+) -> None:
+    assert error_of("llama.cpp", method, blocks, shape, tmp_path) <= 0.04
 
 
 @pytest.mark.skipif(not built("reference"), reason="the reference is not there: kernels.py --build")
-@pytest.mark.parametrize("name", [row.name for row in FORMATS.values() if row.reference])
-def test_the_reference_computes_the_layer(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "blocks", "shape"), both_shapes("reference"))
+def test_the_reference_computes_the_layer(
+    method: str, blocks: str, shape: Shape, tmp_path: Path
+) -> None:
     # Its fp8 is made from the values here: 3 bits of mantissa.
-    assert error_of("reference", name, tmp_path) <= (0.06 if name == "fp8" else 0.04)
+    assert error_of("reference", method, blocks, shape, tmp_path) <= (
+        0.06 if method == "FP8" else 0.04
+    )

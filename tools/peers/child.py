@@ -3,7 +3,7 @@
 
 Protocol, one line each way, words separated by blanks:
 
-    load BLOCKS EXPERTS HIDDEN INTERMEDIATE TOP_K LAYERS MAX_TOKENS THREADS FILE
+    load BLOCKS ACTIVATION BIASES EXPERTS HIDDEN INTERMEDIATE TOP_K LAYERS MAX_TOKENS THREADS FILE
         ready BYTES_PER_EXPERT free text: what runs
     run INPUTS OUTPUT
         seconds S S ...          one per call of the input file; the last result is in OUTPUT
@@ -130,14 +130,16 @@ class Child:
         self, shape: Shape, blocks: str, weights: Path, *, max_tokens: int, num_threads: int
     ) -> None:
         """Give it the layer; sets `bytes_per_expert` and `description`."""
-        sizes = (
+        layer = (
+            shape.activation,
+            int(shape.biases),
             shape.num_experts,
             shape.hidden_size,
             shape.intermediate_size,
             shape.top_k,
             shape.num_layers,
         )
-        words = ("load", blocks, *sizes, max_tokens, num_threads, weights)
+        words = ("load", blocks, *layer, max_tokens, num_threads, weights)
         size, _, self.description = self._ask("ready", LOAD_SECONDS, *words).partition(" ")
         self.bytes_per_expert = int(size)
 

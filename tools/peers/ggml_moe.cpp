@@ -29,8 +29,10 @@
 
 namespace {
 
-constexpr std::size_t max_nodes = 256;  // the graph has about 8 + top_k
+constexpr std::size_t max_nodes = 256;  // the graph has about 11 + top_k
 constexpr int projections = 3;          // gate, up, down
+// gpt-oss's SwiGLU, as llama.cpp calls it.
+constexpr float oai_alpha = 1.702F, oai_limit = 7.0F;
 
 template <auto Free>
 struct Freed {
@@ -81,9 +83,13 @@ void listen(ggml_log_level level, const char* text, void*) {
 }
 
 struct Load {
-  std::string type;
+  std::string type, activation;
+  bool biases;
   int experts, hidden, intermediate, top_k, layers, max_tokens, threads;
   std::string weights;
+
+  // Tensors of a layer: gate, up and down, then their biases.
+  int parts() const { return biases ? 2 * projections : projections; }
 };
 
 // The input file of one `run`; layout in child.py.
@@ -112,16 +118,22 @@ struct Graph {
   ggml_cgraph* nodes = ggml_new_graph_custom(context.get(), max_nodes, false);
   ggml_tensor *hidden, *ids, *weights, *out;
 
-  Graph(const Load& load, std::span<ggml_tensor* const, projections> layer, int tokens) {
+  Graph(const Load& load, std::span<ggml_tensor* const> layer, int tokens) {
     auto* c = context.get();
     hidden = ggml_new_tensor_3d(c, GGML_TYPE_F32, load.hidden, 1, tokens);
     ids = ggml_new_tensor_2d(c, GGML_TYPE_I32, load.top_k, tokens);
     weights = ggml_new_tensor_3d(c, GGML_TYPE_F32, 1, load.top_k, tokens);
     for (auto* input : {hidden, ids, weights}) ggml_set_input(input);
-    auto* gate = ggml_mul_mat_id(c, layer[0], hidden, ids);
-    auto* up = ggml_mul_mat_id(c, layer[1], hidden, ids);
-    auto* down = ggml_mul_mat_id(c, layer[2], ggml_swiglu_split(c, gate, up), ids);
-    auto* scaled = ggml_mul(c, down, weights);
+    const auto project = [&](int projection, ggml_tensor* x) {
+      auto* y = ggml_mul_mat_id(c, layer[projection], x, ids);
+      return load.biases ? ggml_add_id(c, y, layer[projections + projection], ids) : y;
+    };
+    auto* gate = project(0, hidden);
+    auto* up = project(1, hidden);
+    auto* inner = load.activation == "swigluoai"
+                      ? ggml_swiglu_oai(c, gate, up, oai_alpha, oai_limit)
+                      : ggml_swiglu_split(c, gate, up);
+    auto* scaled = ggml_mul(c, project(2, inner), weights);
     for (int slot = 0; slot < load.top_k; ++slot) {
       auto* one = ggml_view_2d(c, scaled, load.hidden, tokens, scaled->nb[2], slot * scaled->nb[1]);
       out = slot == 0 ? one : ggml_add(c, out, one);
@@ -135,7 +147,9 @@ struct Graph {
 class Layers {
  public:
   explicit Layers(const Load& load)
-      : load_(load), weights_context_(make_context(projections * load.layers)) {
+      : load_(load), weights_context_(make_context(load.parts() * load.layers)) {
+    if (load.activation != "silu" && load.activation != "swigluoai")
+      throw std::runtime_error("no activation " + load.activation);
     auto params = ggml_threadpool_params_default(load.threads);
     threads_.reset(ggml_threadpool_new(&params));
     ggml_backend_cpu_set_n_threads(backend_.get(), load.threads);
@@ -154,13 +168,20 @@ class Layers {
         place(tensor);
         tensors_.push_back(tensor);
       }
+      for (int p = projections; p < load.parts(); ++p) {
+        const auto rows = tensors_[tensors_.size() - projections]->ne[1];
+        auto* tensor =
+            ggml_new_tensor_2d(weights_context_.get(), GGML_TYPE_F32, rows, load.experts);
+        allocate(tensor, ggml_backend_cpu_buffer_type());
+        tensors_.push_back(tensor);
+      }
     }
     fill(read_file(load.weights));
   }
 
   std::size_t bytes_per_expert() const {
     std::size_t bytes = 0;
-    for (int p = 0; p < projections; ++p) bytes += tensors_[p]->nb[2];
+    for (int part = 0; part < load_.parts(); ++part) bytes += part_bytes(part);
     return bytes;
   }
   std::string placement() const {
@@ -179,8 +200,7 @@ class Layers {
     std::vector<std::unique_ptr<Graph>> graphs;
     for (int layer = 0; layer < load_.layers; ++layer)
       graphs.push_back(std::make_unique<Graph>(
-          load_, std::span(tensors_).subspan(projections * layer).first<projections>(),
-          inputs.tokens));
+          load_, std::span(tensors_).subspan(load_.parts() * layer, load_.parts()), inputs.tokens));
     std::vector<double> seconds;
     for (int call = 0; call < inputs.calls; ++call) {
       const auto& graph = *graphs[call % load_.layers];
@@ -212,16 +232,18 @@ class Layers {
       candidates.push_back(*extra);
     candidates.push_back(ggml_backend_dev_buffer_type(device));
     for (auto type : candidates) {
-      if (!can_run(device, type, tensor)) continue;
-      Buffer buffer(
-          ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, tensor)));
-      if (!buffer) throw std::bad_alloc();
-      ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-      ggml_backend_tensor_alloc(buffer.get(), tensor, ggml_backend_buffer_get_base(buffer.get()));
-      buffers_.push_back(std::move(buffer));
-      return;
+      if (can_run(device, type, tensor)) return allocate(tensor, type);
     }
     throw std::runtime_error("ggml's CPU backend cannot multiply " + load_.type);
+  }
+
+  void allocate(ggml_tensor* tensor, ggml_backend_buffer_type_t type) {
+    Buffer buffer(
+        ggml_backend_buft_alloc_buffer(type, ggml_backend_buft_get_alloc_size(type, tensor)));
+    if (!buffer) throw std::bad_alloc();
+    ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    ggml_backend_tensor_alloc(buffer.get(), tensor, ggml_backend_buffer_get_base(buffer.get()));
+    buffers_.push_back(std::move(buffer));
   }
 
   bool can_run(ggml_backend_dev_t device, ggml_backend_buffer_type_t type,
@@ -238,13 +260,17 @@ class Layers {
     return ggml_backend_dev_supports_op(device, op);
   }
 
-  // The file holds a few experts, each as gate, up, down; expert e gets number e modulo their
-  // count.
+  // Of one expert.
+  std::size_t part_bytes(std::size_t tensor) const {
+    return ggml_nbytes(tensors_[tensor]) / load_.experts;
+  }
+
+  // The file holds a few experts, each in parts; expert e gets number e modulo their count.
   void fill(std::span<const std::uint8_t> file) {
     const auto distinct = file.size() / bytes_per_expert();
     for (std::size_t i = 0, offset = 0; i < tensors_.size(); ++i) {
-      offset = i % projections == 0 ? 0 : offset + tensors_[i - 1]->nb[2];
-      const auto bytes = tensors_[i]->nb[2];
+      offset = i % load_.parts() == 0 ? 0 : offset + part_bytes(i - 1);
+      const auto bytes = part_bytes(i);
       std::vector<std::uint8_t> all(bytes * load_.experts);
       for (int e = 0; e < load_.experts; ++e)
         std::ranges::copy(file.subspan((e % distinct) * bytes_per_expert() + offset, bytes),
@@ -275,9 +301,10 @@ std::string answer(std::istringstream words, std::unique_ptr<Layers>& layers) {
   words >> command;
   if (command == "load") {
     Load load;
-    words >> load.type >> load.experts >> load.hidden >> load.intermediate >> load.top_k >>
-        load.layers >> load.max_tokens >> load.threads >> load.weights;
-    if (!words) throw std::runtime_error("load wants 9 words");
+    words >> load.type >> load.activation >> load.biases >> load.experts >> load.hidden >>
+        load.intermediate >> load.top_k >> load.layers >> load.max_tokens >> load.threads >>
+        load.weights;
+    if (!words) throw std::runtime_error("load wants 11 words");
     layers.reset();
     repacked_as.clear();
     layers = std::make_unique<Layers>(load);

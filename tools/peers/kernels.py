@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same MoE layer in our kernel and its peers, in one alternating run: a table, results.json and
-a roofline plot.
+"""The same MoE layer in our kernel and its peers, in one alternating run: figures against their
+floors and goals (report.md), every round's seconds (results.json), a roofline plot (roofline.png).
 
-    python tools/peers/kernels.py --build              # download and build the peers, once
-    python tools/peers/kernels.py --out results/       # measure
+    python tools/peers/kernels.py --build                            # the peers, once
+    python tools/peers/kernels.py --shape qwen3-30b --out results/   # some six minutes
 
-A peer may be given its own threads: `--peers llama.cpp,reference,reference@1`.
+Formats with the same weight file run together, and each peer once for all of them. A peer may be
+given its own threads, and come several times: `--decode-peers reference,reference@1`.
 """
 
 from __future__ import annotations
@@ -21,34 +22,32 @@ from pathlib import Path
 
 from child import Child, PeerError
 from contention import Contention
+from figures import DECODE, PACK, Figure, figures_of, in_order
 from kt_kernel import ThreadPool, isa, machine, probe
+from packing import pack_rates
+from provenance import provenance
 from registry import OURS, PEERS
-from report import COLUMNS, Block, Limits, Row, limits_line, line, title, write_json
-from rounds import Measurement, alternate, paired_ratio
-from shapes import FORMATS, SHAPES, Format, Shape, sized
-from weights import read_weights, write_weights
+from report import MEASUREMENTS, markdown, measurement, title, write_json
+from results import Batch, Block, Limits, Row
+from rounds import alternate, spread
+from shapes import DEFAULT_FORMATS, FORMATS, SHAPES, Format, Shape, max_error, sized
+from weights import Expert, read_weights, write_weights
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 1.5  # some eight samples of each limit
+DEFAULT_MEMORY = 14.0  # GiB: leaves room on the machine of docs/benchmarks.md, which has 24
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A peer with a number of threads."""
+    """A peer with one of its methods and a number of threads."""
 
     peer: str
+    method: str
     num_threads: int
+    only_decode: bool = False
 
     def __str__(self) -> str:
-        return f"{self.peer}@{self.num_threads}"
-
-
-@dataclass(frozen=True)
-class Running:
-    """A contender that has a block's format, loaded."""
-
-    contender: Contender
-    method: str
-    child: Child
+        return f"{self.peer} {self.method}@{self.num_threads}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         if options.build:
-            for name in peer_names(options):
+            for name in dict.fromkeys(peer_names(options)):
                 PEERS[name].build(options.isa, options.jobs)
             return 0
         measure_all(options)
@@ -78,15 +77,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--build", action="store_true", help="download and build the peers, then stop")
     add("--jobs", type=int, default=cores, help="parallel compilations of --build")
     add("--shape", choices=SHAPES, default="qwen3-30b")
-    add("--formats", type=words, default=["int4", "int8", "bf16"], help="comma-separated")
-    add("--batches", type=numbers, default=[1, 4, 32, 128, 512], help="tokens of a call")
+    add("--formats", type=words, help=f"comma-separated; of {','.join(FORMATS)}")
+    add("--batches", type=numbers, default=[1, 4, 512], help="tokens of a call")
     add("--rounds", type=int, default=15, help="pairs of which ratios are taken")
-    add("--peers", type=words, default=["llama.cpp", "reference"], help="NAME or NAME@THREADS")
-    add("--threads", type=int, default=cores, help="of a peer that has no number of its own")
+    add("--peers", type=words, default=["llama.cpp"], help="NAME or NAME@THREADS; - for none")
+    add(
+        "--decode-peers",
+        type=words,
+        default=["reference", "reference@1"],
+        help="the same, for peers whose larger batches would take minutes: one token only",
+    )
+    add("--threads", type=int, default=cores, help="of all that have no number of their own")
+    add("--scaling", help="format to run with one thread as well; default: the first; - for none")
     add("--isa", choices=("avx2", "native"), default="avx2", help="instructions of ours and ggml")
-    add("--memory", type=float, default=2.0, help="GiB of weights per peer; fewer experts if need")
-    add("--out", type=Path, default=Path(), help="directory of results.json and roofline.png")
+    add("--memory", type=float, default=DEFAULT_MEMORY, help="GiB in all; fewer experts if need")
+    add("--out", type=Path, default=Path(), help="directory of the results")
     options = parser.parse_args(arguments)
+    options.formats = options.formats or words(DEFAULT_FORMATS[options.shape])
+    options.scaling = options.scaling or options.formats[0]
     for name in options.formats:
         if name not in FORMATS:
             parser.error(f"--formats: {name} is none of {', '.join(FORMATS)}")
@@ -99,8 +107,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def words(text: str) -> list[str]:
-    """A comma-separated list."""
-    return text.split(",")
+    """A comma-separated list; "-" is the empty one."""
+    return [] if text == "-" else text.split(",")
 
 
 def numbers(text: str) -> list[int]:
@@ -110,33 +118,32 @@ def numbers(text: str) -> list[int]:
 
 def peer_names(options: argparse.Namespace) -> list[str]:
     """Without their threads."""
-    return [word.partition("@")[0] for word in options.peers]
+    return [word.partition("@")[0] for word in (*options.peers, *options.decode_peers)]
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    """Every format in turn; results so far are written after each."""
+    """Every weight file in turn; results so far are written after each."""
     draw = plotter()
-    contenders = [Contender(OURS, options.threads)]
-    for word in options.peers:
-        name, _, threads = word.partition("@")
-        contenders.append(Contender(name, int(threads or options.threads)))
+    if options.isa != "native":
+        isa.force(options.isa)
+    pool = ThreadPool(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    blocks = []
-    for name in options.formats:
-        weight_format = FORMATS[name]
-        shape = sized(
-            SHAPES[options.shape],
-            weight_format,
-            int(options.memory * 2**30),
-            machine.last_level_cache_bytes(),
-        )
-        if not weight_format.fits(shape):
-            print(f"{shape.name} is not made of whole blocks of {weight_format.blocks}: left out")
+    head = [*provenance(), f"Our target: {isa.active()}, {options.threads} threads"]
+    packing = pack_figures(options, pool)
+    report, blocks = "", []
+    for kind in dict.fromkeys(FORMATS[name].blocks for name in options.formats):
+        formats = [FORMATS[name] for name in options.formats if FORMATS[name].blocks == kind]
+        if not formats[0].fits(SHAPES[options.shape]):
+            say(f"{options.shape} is not made of whole blocks of {kind}: left out")
             continue
         with tempfile.TemporaryDirectory(prefix="kt-peers-") as directory:
-            blocks.append(measure(shape, weight_format, contenders, options, Path(directory)))
+            blocks.append(measure(formats, options, pool, Path(directory)))
+        figures = in_order([*packing, *figures_of(blocks, options.threads)])
+        report = markdown(blocks, figures, head)
+        (options.out / "report.md").write_text(report)
         write_json(blocks, options.out / "results.json")
         draw(blocks, options.out / "roofline.png")
+    print(report, end="")
 
 
 def plotter() -> Callable[[Sequence[Block], Path], None]:
@@ -148,93 +155,131 @@ def plotter() -> Callable[[Sequence[Block], Path], None]:
     return roofline.draw
 
 
+def pack_figures(options: argparse.Namespace, pool: ThreadPool) -> list[Figure]:
+    """Packing of int4, if it is among the formats."""
+    if "int4" not in options.formats:
+        return []
+    say("packing bf16 to int4")
+    rates = spread(pack_rates(SHAPES[options.shape], "int4", pool, options.rounds))
+    return [Figure(PACK, "int4", rates, "wall clock, all threads, GB/s of input")]
+
+
 def measure(
-    shape: Shape,
-    weight_format: Format,
-    contenders: Sequence[Contender],
-    options: argparse.Namespace,
-    directory: Path,
+    formats: Sequence[Format], options: argparse.Namespace, pool: ThreadPool, directory: Path
 ) -> Block:
-    """One format: load every contender that has it, then batch after batch."""
+    """One weight file: load every contender that has it, then batch after batch."""
+    blocks = formats[0].blocks
+    contenders = contenders_of(formats, options)
+    shape = shape_of(formats, contenders, options)
     weights = directory / "weights"
-    write_weights(weights, shape, weight_format)
-    experts = read_weights(weights, shape, weight_format.blocks)
-    print(f"\n{title(shape, options.isa)}", flush=True)
+    write_weights(weights, shape, blocks)
+    experts = read_weights(weights, shape, blocks)
+    say(title(shape, blocks, options.isa))
     with ExitStack() as stack:
         running = []
         for contender in contenders:
-            peer = PEERS[contender.peer]
-            method = peer.method(weight_format)
-            if method is None:
-                print(f"{contender} has no {weight_format.name}")
-                continue
-            child = Child(str(contender), peer.command(weight_format, options.isa))
+            command = PEERS[contender.peer].command(contender.method, options.isa)
+            child = Child(str(contender), command)
             stack.callback(child.close)
             child.load(
                 shape,
-                weight_format.blocks,
+                blocks,
                 weights,
-                max_tokens=max(options.batches),
+                max_tokens=DECODE if contender.only_decode else max(options.batches),
                 num_threads=contender.num_threads,
             )
-            print(f"{contender}: {child.description}", flush=True)
-            running.append(Running(contender, method, child))
-        before = limits(options)
-        print(f"{limits_line(before)}\n{COLUMNS}", flush=True)
-        rows: list[Row] = []
+            say(f"{contender}: {child.description}")
+            running.append((contender, child))
+        before = limits(pool)
+        say(MEASUREMENTS)
+        batches = []
         for num_tokens in options.batches:
-            children = [one.child for one in running]
-            contention = Contention([child.pid for child in children])
-            measured = alternate(
-                children, shape, weight_format, experts, num_tokens, options.rounds, directory
+            taking_part = [one for one in running if num_tokens == 1 or not one[0].only_decode]
+            rows = measure_batch(
+                taking_part, shape, blocks, experts, num_tokens, options.rounds, directory
             )
-            operations = shape.operations(num_tokens)
-            batch = batch_rows(running, measured, weight_format, operations, contention.share())
-            for row in batch:
-                print(line(row), flush=True)
-            rows += batch
-        after = limits(options)
-        print(limits_line(after), flush=True)
-    return Block(shape, options.isa, before, after, rows)
+            after = limits(pool)
+            batches.append(Batch(num_tokens, before, after, rows))
+            before = after
+    return Block(shape, options.isa, blocks, batches)
 
 
-def batch_rows(
-    running: Sequence[Running],
-    measured: Sequence[Measurement],
-    weight_format: Format,
-    operations: int,
-    others: float,
+def contenders_of(formats: Sequence[Format], options: argparse.Namespace) -> list[Contender]:
+    """Ours first; nobody twice."""
+    shape = SHAPES[options.shape]
+    found = [Contender(OURS, this.name, options.threads) for this in formats]
+    if options.scaling in [this.name for this in formats]:
+        found.append(Contender(OURS, options.scaling, 1))
+    for only_decode, given in ((False, options.peers), (True, options.decode_peers)):
+        for word in given:
+            name, _, threads = word.partition("@")
+            found += [
+                Contender(name, method, int(threads or options.threads), only_decode)
+                for this in formats
+                for method in PEERS[name].methods(this, shape)
+            ]
+    return list(dict.fromkeys(found))
+
+
+def shape_of(
+    formats: Sequence[Format], contenders: Sequence[Contender], options: argparse.Namespace
+) -> Shape:
+    """The layer with as many experts as fit, together with all that hold a copy."""
+    budget = options.memory * 2**30
+    if free := machine.available_memory_bytes():
+        budget = min(budget, 0.7 * free)
+    copies = sum(PEERS[contender.peer].copies for contender in contenders)
+    bits = max(this.bits_per_weight for this in formats)
+    return sized(SHAPES[options.shape], bits, budget / copies, machine.last_level_cache_bytes())
+
+
+def measure_batch(
+    running: Sequence[tuple[Contender, Child]],
+    shape: Shape,
+    blocks: str,
+    experts: list[Expert],
+    num_tokens: int,
+    rounds: int,
+    directory: Path,
 ) -> list[Row]:
-    """One batch's rows; ours is the first."""
-    return [
+    """All contenders in turns at one number of tokens."""
+    children = [child for _, child in running]
+    max_errors = [max_error(contender.method) for contender, _ in running]
+    contention = Contention([child.pid for child in children])
+    measured = alternate(
+        children, max_errors, shape, blocks, experts, num_tokens, rounds, directory
+    )
+    others = contention.share()
+    rows = [
         Row(
-            weight_format.name,
-            one.num_tokens,
-            this.contender.peer,
-            this.method,
-            this.contender.num_threads,
+            contender.peer,
+            contender.method,
+            contender.num_threads,
+            num_tokens,
             one.seconds,
-            one.experts_touched * this.child.bytes_per_expert,
-            operations,
-            paired_ratio(one.seconds, measured[0].seconds),
+            one.experts_touched * child.bytes_per_expert,
+            shape.operations(num_tokens),
             one.error,
             others,
         )
-        for this, one in zip(running, measured, strict=True)
+        for (contender, child), one in zip(running, measured, strict=True)
     ]
+    for row in rows:
+        say(measurement(row))
+    return rows
 
 
-def limits(options: argparse.Namespace) -> Limits:
-    """kt_kernel's probes, on the target that ours runs on."""
-    if options.isa != "native":
-        isa.force(options.isa)
-    measured = probe.measure(ThreadPool(options.threads), PROBE_SECONDS)
-    rates = (
-        measured.read_gb_per_s,
-        measured.maddubs_madd_gop_per_s,
-        measured.fma_gflop_per_s,
-    )
-    return Limits(*(rate.all_threads.median if rate else 0.0 for rate in rates))
+def limits(pool: ThreadPool) -> Limits:
+    """kt_kernel's probes, on the target that ours runs on; a limit that it lacks is nan."""
+    measured = probe.measure(pool, PROBE_SECONDS)
+    probes = (measured.read_gb_per_s, measured.maddubs_madd_gop_per_s, measured.fma_gflop_per_s)
+    rates = [one.all_threads.median if one else float("nan") for one in probes]
+    return Limits(*rates, *(one.scaling if one else float("nan") for one in probes))
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

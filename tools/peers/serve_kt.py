@@ -40,10 +40,15 @@ class KtKernel:
                 shape.num_experts,
                 shape.hidden_size,
                 shape.intermediate_size,
-                gate=self.format.name,
-                up=self.format.name,
-                down=self.format.name,
+                gate=self.format.kernel_format,
+                up=self.format.kernel_format,
+                down=self.format.kernel_format,
+                group_size=self.format.group_size,
             )
+            if shape.biases:
+                turns = [load.experts[e % len(distinct)] for e in range(shape.num_experts)]
+                for i, name in enumerate(PROJECTIONS):
+                    experts.put_bias(name, np.stack([expert.biases[i] for expert in turns]))
 
             def put(number: int, experts: Experts = experts) -> None:
                 for name, arguments in distinct[number % len(distinct)].items():
@@ -52,7 +57,13 @@ class KtKernel:
             with ThreadPoolExecutor(load.num_threads) as packers:
                 list(packers.map(put, range(shape.num_experts)))
             self.layers.append(
-                MoE(experts, top_k=shape.top_k, max_tokens=load.max_tokens, pool=pool)
+                MoE(
+                    experts,
+                    top_k=shape.top_k,
+                    activation=shape.activation,
+                    max_tokens=load.max_tokens,
+                    pool=pool,
+                )
             )
         size = self.layers[0].experts.nbytes // shape.num_experts
         return size, f"{self.format.name} on {isa.active()}"

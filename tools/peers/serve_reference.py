@@ -90,7 +90,9 @@ class Reference:
                 self.kept.append(whole)
                 size += blocks[0].nbytes
                 continue
-            pairs = [self.layout(blocks[e % len(blocks)], load.blocks) for e in turns]
+            distinct = [self.layout(matrix, load.blocks) for matrix in blocks]
+            # Memory of its own for every expert, because some methods compute from it.
+            pairs = [tuple(array.copy() for array in distinct[e % len(blocks)]) for e in turns]
             setattr(config, f"{name}_projs", [[w.ctypes.data for w, _ in pairs]])
             setattr(config, f"{name}_scales", [[s.ctypes.data if s.size else 0 for _, s in pairs]])
             self.kept.append(pairs)
@@ -102,10 +104,10 @@ class Reference:
         return size
 
     def layout(self, blocks: Array, kind: str) -> tuple[Array, Array]:
-        """(values, scales) of one matrix; a fresh copy, because some methods compute from it."""
+        """(values, scales) of one matrix."""
         rows = len(blocks)
         if self.method == "BF16":
-            return blocks.copy(), np.empty(0)
+            return blocks, np.empty(0)
         if self.method == "FP8":
             return fp8_blocks(dequantize(blocks, kind))
         if self.method == "MXFP4":

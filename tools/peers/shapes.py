@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 
 import gguf
 
+from kt_kernel import formats
+
 CACHES = 10  # so many times the caches, what they keep from call to call is below a tenth
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One MoE layer: routed experts only, silu, no biases.
+    """One MoE layer: its routed experts.
 
     Attributes:
         num_layers: copies that calls take in turn, so that all weights are beyond any cache.
+        activation: kt_kernel's name of it.
+        biases: whether every projection adds some, as gpt-oss's do.
     """
 
     name: str
@@ -25,6 +29,8 @@ class Shape:
     intermediate_size: int
     top_k: int
     num_layers: int = 1
+    activation: str = "silu"
+    biases: bool = False
 
     @property
     def weights_per_expert(self) -> int:
@@ -41,7 +47,7 @@ SHAPES = {
     for shape in (
         Shape("qwen3-30b", 128, 2048, 768, 8),
         Shape("deepseek-v3", 256, 7168, 2048, 8),
-        Shape("gpt-oss", 128, 2880, 2880, 4),
+        Shape("gpt-oss", 128, 2880, 2880, 4, activation="swigluoai", biases=True),
     )
 }
 
@@ -51,31 +57,32 @@ class Format:
     """One weight format.
 
     Attributes:
-        name: what kt_kernel calls it.
+        name: what it is called here; for kt_kernel unless `kt_name` says otherwise.
         blocks: ggml type of the weight file, which every peer reads.
         packed: kt_kernel takes the file's blocks as they are; otherwise it packs their values.
-        llama_cpp: llama.cpp has the format; its type is `blocks`.
-        reference: the reference kernel's method for it.
+        llama_cpp: llama.cpp has the format, or one of the same bits; its type is `blocks`.
+        reference: the reference kernel's methods that read as many bytes.
+        kt_name: what kt_kernel calls it, if not `name`.
+        group_size: kt_kernel's, where a format has the choice.
     """
 
     name: str
     blocks: str
     packed: bool = False
     llama_cpp: bool = True
-    reference: str | None = None
+    reference: tuple[str, ...] = ()
+    kt_name: str = ""
+    group_size: int = 32
+
+    @property
+    def kernel_format(self) -> str:
+        """kt_kernel's name."""
+        return self.kt_name or self.name
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the weight file, scales included."""
-        values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.blocks]]
-        return 8 * size / values
-
-    @property
-    def max_error(self) -> float:
-        """Relative RMS error that rounding explains: of activations to int8, and, where values are
-        packed anew into four or eight bits, of weights. A wrong expert or scale gives 0.3 and more.
-        """
-        return 0.2 if self.name in ("int4", "int8", "fp8") else 0.04
+        """Of kt_kernel's storage, scales included."""
+        return formats.FORMATS[self.kernel_format].bits_per_weight()
 
     def fits(self, shape: Shape) -> bool:
         """Whether both widths of the layer are whole blocks."""
@@ -88,26 +95,40 @@ FORMATS = {
     for row in (
         Format("float32", "F32"),
         Format("f16", "F16"),
-        Format("bf16", "BF16", reference="BF16"),
-        Format("fp8", "BF16", llama_cpp=False, reference="FP8"),
-        Format("int8", "Q8_0", reference="LLAMAFILE"),
-        Format("int4", "Q4_0", reference="RAWINT4"),
-        Format("q8_0", "Q8_0", packed=True, reference="LLAMAFILE"),
-        Format("q4_0", "Q4_0", packed=True, reference="LLAMAFILE"),
+        Format("bf16", "BF16", reference=("BF16",)),
+        Format("fp8", "BF16", llama_cpp=False, reference=("FP8",)),
+        Format("int8", "Q8_0", reference=("LLAMAFILE",)),
+        Format("int8-row", "Q8_0", reference=("LLAMAFILE",), kt_name="int8", group_size=0),
+        Format("int4", "Q4_0", reference=("LLAMAFILE", "RAWINT4")),
+        Format("q8_0", "Q8_0", packed=True, reference=("LLAMAFILE",)),
+        Format("q4_0", "Q4_0", packed=True, reference=("LLAMAFILE", "RAWINT4")),
         Format("q4_1", "Q4_1", packed=True),
-        Format("q4_k", "Q4_K", packed=True, reference="LLAMAFILE"),
-        Format("q5_k", "Q5_K", packed=True, reference="LLAMAFILE"),
-        Format("q6_k", "Q6_K", packed=True, reference="LLAMAFILE"),
-        Format("mxfp4", "MXFP4", packed=True, reference="MXFP4"),
+        Format("q4_k", "Q4_K", packed=True, reference=("LLAMAFILE",)),
+        Format("q5_k", "Q5_K", packed=True, reference=("LLAMAFILE",)),
+        Format("q6_k", "Q6_K", packed=True, reference=("LLAMAFILE",)),
+        Format("mxfp4", "MXFP4", packed=True, reference=("MXFP4",)),
     )
+}
+# What is measured unless the command line says otherwise: some six minutes for a shape.
+DEFAULT_FORMATS = {
+    "qwen3-30b": "q4_0,int4,q4_k,q6_k,mxfp4,q8_0,int8,bf16,fp8",
+    "deepseek-v3": "q4_0,fp8",
+    "gpt-oss": "mxfp4,q4_0,q8_0,bf16",
 }
 
 
-def sized(shape: Shape, weight_format: Format, max_bytes: int, cache_bytes: int) -> Shape:
+def max_error(method: str) -> float:
+    """Relative RMS error that rounding explains: of activations to int8, and, where values are
+    packed anew into four or eight bits, of weights. A wrong expert or scale gives 0.3 and more.
+    """
+    return 0.2 if method in ("int4", "int8", "int8-row", "fp8", "FP8") else 0.04
+
+
+def sized(shape: Shape, bits_per_weight: float, max_bytes: float, cache_bytes: int) -> Shape:
     """The shape with as many experts as `max_bytes` holds, and as many layers as ten times the
     caches need: below that, weights would come from there.
     """
-    expert_bytes = shape.weights_per_expert * weight_format.bits_per_weight / 8
+    expert_bytes = shape.weights_per_expert * bits_per_weight / 8
     affordable = int(max_bytes / expert_bytes) // 8 * 8
     num_experts = min(shape.num_experts, max(affordable, 2 * shape.top_k))
     num_layers = math.ceil(CACHES * cache_bytes / (num_experts * expert_bytes))

@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 from gguf import quants
 
-from shapes import Format, Shape
+from kt_kernel import Activation
+from shapes import Shape
 
 FP8_MAX = 448.0
 NUM_DISTINCT = 4  # experts in the file, repeated: enough to see a wrong id, quick to make
@@ -29,6 +30,7 @@ SCALES = {
     "Q6_K": {208: 1.0},
 }
 FLOATS = ("F32", "F16", "BF16")
+BIAS_RMS = 2.0  # so large, beside outputs of about 1, that a wrong one or a missed clamp shows
 MXFP4_RMS = 2.93  # of the 16 values, each equally likely, without their scale
 
 Array = np.ndarray[Any, Any]
@@ -37,12 +39,14 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True)
 class Expert:
     """Blocks of one expert: gate, up (intermediate_size, row bytes), down (hidden_size, row bytes),
-    uint8.
+    uint8; and the three biases, (rows of the projection,) float32, which are 0 where the layer has
+    none.
     """
 
     gate: Array
     up: Array
     down: Array
+    biases: tuple[Array, ...]
 
 
 def random_blocks(blocks: str, rows: int, columns: int, rng: np.random.Generator) -> Array:
@@ -80,13 +84,16 @@ def dequantize(data: Array, blocks: str) -> Array:
     return quants.dequantize(data, gguf.GGMLQuantizationType[blocks]).astype(np.float32, copy=False)
 
 
-def write_weights(path: Path, shape: Shape, weight_format: Format, seed: int = 0) -> None:
-    """The weight file: NUM_DISTINCT experts, each gate, up, down."""
+def write_weights(path: Path, shape: Shape, blocks: str, seed: int = 0) -> None:
+    """The weight file: NUM_DISTINCT experts, each gate, up, down, then their biases if any."""
     rng = np.random.default_rng(seed)
     with path.open("wb") as file:
         for _ in range(NUM_DISTINCT):
             for rows, columns in projections(shape):
-                random_blocks(weight_format.blocks, rows, columns, rng).tofile(file)
+                random_blocks(blocks, rows, columns, rng).tofile(file)
+            if shape.biases:
+                for rows, _ in projections(shape):
+                    (rng.standard_normal(rows, np.float32) * np.float32(BIAS_RMS)).tofile(file)
 
 
 def read_weights(path: Path, shape: Shape, blocks: str) -> list[Expert]:
@@ -95,12 +102,18 @@ def read_weights(path: Path, shape: Shape, blocks: str) -> list[Expert]:
     file = np.memmap(path, np.uint8, "r")
     experts, offset = [], 0
     while offset < file.size:
-        matrices = []
+        matrices, biases = [], []
         for rows, columns in projections(shape):
             row_bytes = columns // values * size
             matrices.append(file[offset : offset + rows * row_bytes].reshape(rows, row_bytes))
             offset += rows * row_bytes
-        experts.append(Expert(*matrices))
+        for rows, _ in projections(shape):
+            end = offset + (4 * rows if shape.biases else 0)
+            bias = file[offset:end].view(np.float32)
+            biases.append(bias if shape.biases else np.zeros(rows, np.float32))
+            offset = end
+        gate, up, down = matrices
+        experts.append(Expert(gate, up, down, tuple(biases)))
     return experts
 
 
@@ -130,12 +143,29 @@ def projections(shape: Shape) -> tuple[tuple[int, int], ...]:
     return wide, wide, tall
 
 
-def moe_layer(experts: list[Expert], blocks: str, hidden: Array, ids: Array, scale: Array) -> Array:
-    """The layer in float32: sum over slots of scale * down(silu(gate x) * up x).
+def activate(activation: str, gate: Array, up: Array) -> Array:
+    """What lies between gate, up and down: "silu" or "swigluoai" as kt_kernel defines them."""
+    about = Activation(activation)
+    alpha = 1.0
+    if about.kind == "swigluoai":
+        assert about.limit is not None
+        assert about.alpha is not None
+        alpha = about.alpha
+        gate = np.minimum(gate, about.limit)
+        up = np.clip(up, -about.limit, about.limit) + 1
+    result: Array = gate / (1 + np.exp(-alpha * gate)) * up
+    return result
+
+
+def moe_layer(
+    experts: list[Expert], blocks: str, activation: str, hidden: Array, ids: Array, scale: Array
+) -> Array:
+    """The layer in float32: sum over slots of scale * down(activation(gate x, up x)).
 
     Args:
         experts: of the weight file; expert id e is number e modulo their count.
         blocks: their ggml type.
+        activation: see `activate`.
         hidden: (tokens, hidden_size) float32.
         ids: (tokens, top_k).
         scale: (tokens, top_k) routing weights.
@@ -143,9 +173,11 @@ def moe_layer(experts: list[Expert], blocks: str, hidden: Array, ids: Array, sca
     out = np.zeros_like(hidden)
     for number, expert in enumerate(experts):
         weight = np.where(ids % len(experts) == number, scale, 0).sum(1, keepdims=True)
-        gate = hidden @ dequantize(expert.gate, blocks).T
-        up = hidden @ dequantize(expert.up, blocks).T
-        out += weight * ((gate / (1 + np.exp(-gate)) * up) @ dequantize(expert.down, blocks).T)
+        gate_bias, up_bias, down_bias = expert.biases
+        gate = hidden @ dequantize(expert.gate, blocks).T + gate_bias
+        up = hidden @ dequantize(expert.up, blocks).T + up_bias
+        inner = activate(activation, gate, up)
+        out += weight * (inner @ dequantize(expert.down, blocks).T + down_bias)
     return out
 
 
