@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loops that do nothing but multiply, on registers of one width: the peaks that bound a target's
-// kernels. No kernel uses them. Textual, included inside a target's namespace after KT_WIDTH, the
-// register class ("ymm" or "zmm").
+// kernels. No kernel uses them. Textual, included inside a target's namespace after `Vec` and
+// KT_WIDTH, the register class ("ymm" or "zmm"), and on targets that have it after KT_DPBUSD, the
+// mnemonic in their encoding. It ends both.
 //
 // In assembly, because compilers spill some of the sums or compute what does not change once before
 // the loop, and then measure themselves.
@@ -40,13 +41,24 @@ KT_PEAK_LOOP(peak_maddubs_madd, KT_MADDUBS_MADD)
 #define KT_MADDUBS_ADD(n) KT_MADDUBS "vpaddw " KT_R(12) ", " KT_R(n) ", " KT_R(n) "\n"
 KT_PEAK_LOOP(peak_maddubs_add, KT_MADDUBS_ADD)
 
+#if defined(KT_DPBUSD)
+// Products of four pairs of bytes and their sum with an int32 in one instruction.
+#define KT_DOT(n) KT_DPBUSD " " KT_R(14) ", " KT_R(15) ", " KT_R(n) "\n"
+KT_PEAK_LOOP(peak_dpbusd, KT_DOT)
+#endif
+
 // A multiplication and an addition count 1 each.
 inline constexpr PeakLoop kPeaks[] = {
     {"fma", 2 * kPeakSums * sizeof(Vec::F) / 4, &peak_fma},
     {"maddubs_madd", 2 * kPeakSums * sizeof(Vec::I), &peak_maddubs_madd},
     {"maddubs_add", 2 * kPeakSums * sizeof(Vec::I), &peak_maddubs_add},
+#if defined(KT_DPBUSD)
+    {"dpbusd", 2 * kPeakSums * sizeof(Vec::I), &peak_dpbusd},
+#endif
 };
+constexpr Probes kProbes = {&probe_read, kPeaks, std::size(kPeaks)};
 
+#undef KT_DOT
 #undef KT_MADDUBS_ADD
 #undef KT_MADDUBS_MADD
 #undef KT_MADDUBS
@@ -55,3 +67,5 @@ inline constexpr PeakLoop kPeaks[] = {
 #undef KT_SUMS
 #undef KT_ZERO
 #undef KT_R
+#undef KT_DPBUSD
+#undef KT_WIDTH

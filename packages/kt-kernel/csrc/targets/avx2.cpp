@@ -11,8 +11,6 @@ namespace kt::avx2 {
 #include "kernels/probe-inl.h"
 #define KT_WIDTH "ymm"
 #include "simd/peak_x86.h"
-#undef KT_WIDTH
-constexpr Probes kProbes = {&probe_read, kPeaks, std::size(kPeaks)};
 }  // namespace kt::avx2
 KT_REGION_END
 

@@ -14,8 +14,6 @@ namespace kt::avx512 {
 #include "kernels/probe-inl.h"
 #define KT_WIDTH "zmm"
 #include "simd/peak_x86.h"
-#undef KT_WIDTH
-constexpr Probes kProbes = {&probe_read, kPeaks, std::size(kPeaks)};
 }  // namespace kt::avx512
 KT_REGION_END
 

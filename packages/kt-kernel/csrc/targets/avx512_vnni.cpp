@@ -14,6 +14,10 @@ inline __m512i dpbusd(__m512i sum, __m512i u, __m512i s) { return _mm512_dpbusd_
 #include "kernels/element-inl.h"
 #include "formats/formats-inl.h"
 #include "kernels/gemm-inl.h"
+#include "kernels/probe-inl.h"
+#define KT_WIDTH "zmm"
+#define KT_DPBUSD "vpdpbusd"
+#include "simd/peak_x86.h"
 }  // namespace kt::avx512_vnni
 KT_REGION_END
 
@@ -28,6 +32,7 @@ const Kernels& avx512_vnni_kernels() {
     kernels.gemm[static_cast<int>(Format::name)] = &avx512_vnni::gemm_##name;
     KT_FORMATS(KT_ENTRY)
 #undef KT_ENTRY
+    kernels.probes = &avx512_vnni::kProbes;
     return kernels;
   }();
   return table;

@@ -16,6 +16,10 @@ inline __m256i dpbusd(__m256i sum, __m256i u, __m256i s) {
 #include "kernels/element-inl.h"
 #include "formats/formats-inl.h"
 #include "kernels/gemm-inl.h"
+#include "kernels/probe-inl.h"
+#define KT_WIDTH "ymm"
+#define KT_DPBUSD "%{vex%} vpdpbusd"
+#include "simd/peak_x86.h"
 }  // namespace kt::avx_vnni
 KT_REGION_END
 
@@ -30,6 +34,7 @@ const Kernels& avx_vnni_kernels() {
     kernels.gemm[static_cast<int>(Format::name)] = &avx_vnni::gemm_##name;
     KT_FORMATS(KT_ENTRY)
 #undef KT_ENTRY
+    kernels.probes = &avx_vnni::kProbes;
     return kernels;
   }();
   return table;

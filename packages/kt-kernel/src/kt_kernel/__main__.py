@@ -147,6 +147,7 @@ def _probe_lines(limits: Limits) -> list[str]:
         ("float32 fma", "GFLOP/s", limits.fma_gflop_per_s),
         ("int8 maddubs, madd, add", "GOP/s", limits.maddubs_madd_gop_per_s),
         ("int8 maddubs, add", "GOP/s", limits.maddubs_add_gop_per_s),
+        ("int8 dpbusd", "GOP/s", limits.dpbusd_gop_per_s),
     ):
         rows.append((name, unit, *_limit_cells(limit)))
     cache = machine.last_level_cache_bytes()

@@ -63,6 +63,7 @@ class Limits:
         maddubs_madd_gop_per_s: int8 products summed to int32 at once (vpmaddubsw, vpmaddwd,
             vpaddd).
         maddubs_add_gop_per_s: int8 products summed in int16 (vpmaddubsw, vpaddw).
+        dpbusd_gop_per_s: int8 products summed to int32 in one instruction (vpdpbusd).
     """
 
     target: str
@@ -72,6 +73,7 @@ class Limits:
     fma_gflop_per_s: Limit | None
     maddubs_madd_gop_per_s: Limit | None
     maddubs_add_gop_per_s: Limit | None
+    dpbusd_gop_per_s: Limit | None
 
 
 def kinds() -> list[str]:
@@ -107,6 +109,7 @@ def measure(pool: ThreadPool, seconds: float = 10) -> Limits:
         fma_gflop_per_s=by_kind.get("fma"),
         maddubs_madd_gop_per_s=by_kind.get("maddubs_madd"),
         maddubs_add_gop_per_s=by_kind.get("maddubs_add"),
+        dpbusd_gop_per_s=by_kind.get("dpbusd"),
     )
 
 
