@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,17 @@ def test_vnni_of_avx512_is_none_of_avx_vnni(tmp_path: Path) -> None:
     source = OWN.replace("{vex} vpdpbusd", "{evex} vpdpbusd")
     result = run("check_isa_leak", compiled(tmp_path, source))
     assert "EVEX code in kt::avx_vnni::dot" in result.stderr
+
+
+def test_measuring_an_instruction_is_no_use_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(TOOLS)
+    check = importlib.import_module("check_isa_leak").check
+    for function, used in (("dot", {"vpdpbusd"}), ("peak_dot", set())):
+        source = OWN.replace("void dot()", f"void {function}()")
+        _, seen = check([compiled(tmp_path, source)])
+        assert seen["avx512_vnni"] == used
 
 
 CONFIGURE = """

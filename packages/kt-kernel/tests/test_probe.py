@@ -93,6 +93,11 @@ def test_a_buffer_beyond_the_address_space_is_refused(pool):
         probe.read_bandwidth(pool, nbytes=1 << 60)
 
 
+def test_targets_with_vpdpbusd_measure_it(target):
+    has = target in ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx")
+    assert ("dpbusd" in probe.kinds()) == has
+
+
 def test_the_best_target_measures_float_and_integer_peaks():
     if isa.available()[0] == "scalar":
         pytest.skip("no vector target on this CPU")
