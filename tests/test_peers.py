@@ -370,6 +370,7 @@ def test_the_plot_shows_every_peer_and_both_ceilings(tmp_path: Path) -> None:
     panel = roofline.Figure().subplots()
     roofline.draw_block(panel, blocks[0])
     drawn = {curve.get_label(): curve.get_ydata() for curve in panel.get_lines()}
+    assert "kt q4_0, 1 thread" not in drawn  # the ceilings are of two
     rates = [one.rate for one in blocks[0].rows if one.peer == "llama.cpp"]
     assert list(drawn["llama.cpp Q4_0, 2 threads"]) == rates
     assert sum(str(label).startswith("_") for label in drawn) == 2  # ceilings are not in the legend

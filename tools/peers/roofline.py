@@ -17,8 +17,8 @@ from registry import OURS
 from results import Block, Limits, Row
 
 # Distinct for colour-blind readers (Okabe and Ito, 2008); ours first.
-COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = "osD^vP"
+COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+MARKERS = "osD^vPX*"
 
 Array = np.ndarray[Any, Any]
 
@@ -37,11 +37,15 @@ def draw(blocks: Sequence[Block], path: Path) -> None:
 
 
 def draw_block(panel: Axes, block: Block) -> None:
-    """Ceilings, and one line per peer whose points are its batches."""
+    """Ceilings, which are those of all threads, and one line per contender whose points are its
+    batches; ours with fewer threads, which is there for its scaling, is left out.
+    """
     ceilings(panel, block)
+    all_threads = max(row.num_threads for row in block.rows)
     lines: dict[str, list[Row]] = {}
     for row in block.rows:
-        lines.setdefault(row.label, []).append(row)
+        if row.peer != OURS or row.num_threads == all_threads:
+            lines.setdefault(row.label, []).append(row)
     for number, (label, rows) in enumerate(lines.items()):
         panel.plot(
             [row.intensity for row in rows],
@@ -52,7 +56,7 @@ def draw_block(panel: Axes, block: Block) -> None:
             linewidth=1.2,
             label=label,
         )
-        if rows[0].peer == OURS:
+        if number == 0:
             for row in rows:
                 panel.annotate(
                     str(row.num_tokens),
@@ -65,7 +69,7 @@ def draw_block(panel: Axes, block: Block) -> None:
     panel.set_title(f"{block.blocks}, {block.shape.name} ({block.isa})", fontsize=10)
     panel.set_xlabel("operations per byte of weights (numbers: tokens)")
     panel.set_ylabel("GOP/s")
-    panel.legend(fontsize=8, loc="upper left")
+    panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     panel.grid(which="both", linewidth=0.3, alpha=0.5)
 
 
