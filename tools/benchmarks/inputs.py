@@ -15,6 +15,8 @@ from types import ModuleType
 import numpy as np
 
 from kt_kernel import Experts, Linear, MoE, Stream, ThreadPool
+from kt_kernel.formats import FORMATS
+from kt_kernel.known_weights import known_weights
 from kt_kernel.ops import Ops
 
 F32, I32 = np.float32, np.int32
@@ -105,15 +107,35 @@ def pack_linear(format: str, pool: ThreadPool) -> Linear:
 
 
 class Layer:
-    """A packed MoE layer of BENCH_MOE's shape with tokens and routing."""
+    """A packed MoE layer with tokens and routing; every expert has the same weights."""
 
-    def __init__(self, format: str, num_tokens: int):
-        case = cases.BENCH_MOE
+    def __init__(
+        self,
+        format: str,
+        case: "cases.MoeCase",
+        num_tokens: int,
+        activation: str = "silu",
+        biases: bool = False,
+    ):
         self.pool = make_pool()
-        self.gate = normal(case.num_experts, case.intermediate_size, case.hidden_size)
-        self.down = normal(case.num_experts, case.hidden_size, case.intermediate_size)
-        self.experts = Experts.pack(self.gate, self.gate, self.down, format=format, pool=self.pool)
-        self.moe = MoE(self.experts, top_k=case.top_k, max_tokens=num_tokens, pool=self.pool)
+        sizes = case.intermediate_size, case.hidden_size
+        self.experts = Experts.empty(
+            case.num_experts, case.hidden_size, sizes[0], gate=format, up=format, down=format
+        )
+        wide = known_weights(FORMATS[format], rng(), *sizes)
+        tall = known_weights(FORMATS[format], rng(), *reversed(sizes))
+        for name, weights in (("gate", wide), ("up", wide), ("down", tall)):
+            for expert in range(case.num_experts):
+                self.experts.put(expert, name, weights.weight, scales=weights.scales)
+            if biases:
+                self.experts.put_bias(name, normal(case.num_experts, len(weights.weight)))
+        self.moe = MoE(
+            self.experts,
+            top_k=case.top_k,
+            activation=activation,
+            max_tokens=num_tokens,
+            pool=self.pool,
+        )
         ids = [rng().permutation(case.num_experts)[: case.top_k] for _ in range(num_tokens)]
         self.out = np.empty((num_tokens, case.hidden_size), F32)
         self.call = (

@@ -162,6 +162,17 @@ ROUTE = {
 BENCH_ROWS = (1, 64)
 BENCH_LINEAR = (1024, 1024)
 BENCH_MOE = MoeCase(8, 512, 384, 2, 64)
+BENCH_MOE_FORMATS = (*BENCH_FORMATS, "fp8", "q8_0", "q4_0", "mxfp4")
+# The layers that docs/benchmarks.md judges, with as few experts and slots as make a call: the whole
+# ones are tools/peers/kernels.py's. Format, sizes, activation; gpt-oss's projections have biases.
+BENCH_LAYERS = {
+    "qwen3-30b": ("q4_0", MoeCase(16, 2048, 768, 8, 32), "silu"),
+    "qwen3-30b in q4_k": ("q4_k", MoeCase(16, 2048, 768, 8, 32), "silu"),
+    "qwen3-30b in q6_k": ("q6_k", MoeCase(16, 2048, 768, 8, 32), "silu"),
+    "deepseek-v3": ("fp8", MoeCase(4, 7168, 2048, 2, 32), "silu"),
+    "gpt-oss": ("mxfp4", MoeCase(8, 2880, 2880, 4, 32), "swigluoai"),
+}
+BENCH_LAYER_ROWS = (1, 4, 32)
 BENCH_ATTENTION = AttentionCase(16, 4, 64, 16, ((1023, 1), (511, 1)))
 BENCH_PREFILL = AttentionCase(16, 2, 128, 16, ((0, 256),))
 BENCH_WINDOW = AttentionCase(16, 2, 64, 16, ((4095, 1),), 128, True)
