@@ -28,7 +28,7 @@ from kernel_build import (
 BUILD = KERNEL / "build" / "sanitize"
 
 # Tests that say nothing about these builds: of a kt-kernel that they build themselves, of timings.
-ELSEWHERE = ("test_standalone.py", "test_emulated.py", "test_probe.py")
+ELSEWHERE = ("test_standalone.py", "test_emulated.py", "test_selftest.py", "test_probe.py")
 # Targets that are not instrumented (CMakeLists.txt), as pytest's -k.
 INSTRUMENTED = "not avx512 and not amx and not avx_vnni"
 

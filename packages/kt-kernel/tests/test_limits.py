@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from kt_kernel import Experts, Graph, MoE, Stream, ThreadPool
+from kt_kernel import Experts, Graph, MoE, Stream, ThreadPool, usable_cores
 
 from .cases import MoeCase
 from .moe_layer import MoeLayer
@@ -60,8 +60,9 @@ def test_pairs_beyond_int32_are_refused(pool, rng):
 
 
 def test_a_cpu_named_twice_is_refused():
-    with pytest.raises(ValueError, match=r"cores must name each CPU once; got 0 twice"):
-        ThreadPool(cores=[0, 0])
+    core = usable_cores()[0]
+    with pytest.raises(ValueError, match=rf"cores must name each CPU once; got {core} twice"):
+        ThreadPool(cores=[core, core])
 
 
 def test_recording_during_a_replay_is_refused_or_waits_its_turn(pool):
