@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,27 @@ def compiled(directory: Path, source: str) -> Path:
     command = ["g++", "-std=c++17", "-O2", "-w", "-c", str(path), "-o", str(to)]
     subprocess.run(command, check=True)
     return to
+
+
+def test_the_example_of_a_weight_format_compiles(tmp_path: Path) -> None:
+    """CONTRIBUTING's struct and registry line, in a copy of the sources, on the AVX2 target."""
+    for part in ("include", "csrc"):
+        shutil.copytree(ROOT / "packages" / "kt-kernel" / part, tmp_path / part)
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    struct = text.partition("```cpp\n")[2].partition("```")[0]
+    registered = re.search(r"with `(X\(\w+, (\w+)\))` in `KT_FORMATS`", text)
+    assert registered is not None
+    line, name = registered.groups()
+    assert f"struct {name} " in struct
+    with (tmp_path / "csrc/formats/gguf-inl.h").open("a") as formats:
+        formats.write(struct)
+    registry = tmp_path / "include/kt/formats.h"
+    first = "#define KT_FORMATS(X) \\\n"
+    assert first in registry.read_text()
+    registry.write_text(registry.read_text().replace(first, f"{first}  {line} \\\n"))
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", "-Wno-psabi"]
+    command += [f"-I{tmp_path}/include", f"-I{tmp_path}/csrc"]
+    subprocess.run([*command, tmp_path / "csrc/targets/avx2.cpp"], check=True)
 
 
 def test_bindings_release_the_gil_the_safe_way() -> None:
