@@ -270,11 +270,21 @@ def measure_batch(
 
 
 def limits(pool: ThreadPool) -> Limits:
-    """kt_kernel's probes, on the target that ours runs on; a limit that it lacks is nan."""
+    """kt_kernel's probes, on the target that ours runs on.
+
+    Raises:
+        PeerError: that target has none.
+    """
     measured = probe.measure(pool, PROBE_SECONDS)
-    probes = (measured.read_gb_per_s, measured.maddubs_madd_gop_per_s, measured.fma_gflop_per_s)
-    rates = [one.all_threads.median if one else float("nan") for one in probes]
-    return Limits(*rates, *(one.scaling if one else float("nan") for one in probes))
+    read, int8, fma = (
+        measured.read_gb_per_s,
+        measured.maddubs_madd_gop_per_s,
+        measured.fma_gflop_per_s,
+    )
+    if int8 is None or fma is None:
+        raise PeerError(f"{isa.active()} has no instructions whose limits could be measured")
+    rates = [limit.all_threads.median for limit in (read, int8, fma)]
+    return Limits(*rates, *(limit.scaling for limit in (read, int8, fma)))
 
 
 def say(text: str) -> None:

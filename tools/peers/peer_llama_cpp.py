@@ -55,8 +55,9 @@ class LlamaCpp:
         here = Path(__file__).parent
         directory = self.binary(isa).parent
         flags = [f"-D{key}={value}" for key, value in options.items()]
-        # Afresh: the directory may have been made by another clone of this repository.
-        run(cmake, "--fresh", "-S", here, "-B", directory, *generator, *flags)
+        # Another clone of this repository may have made the directory: CMake would refuse it.
+        (directory / "CMakeCache.txt").unlink(missing_ok=True)
+        run(cmake, "-S", here, "-B", directory, *generator, *flags)
         run(cmake, "--build", directory, "--target", "ggml_moe", "--parallel", jobs)
 
     def command(self, method: str, isa: str) -> list[str]:
