@@ -10,7 +10,10 @@ arguments run those alone; `--list` only checks that all of them still fit the s
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +55,7 @@ class Mutation:
 
 
 AVX2 = "simd/vec_avx2.h"
+TILES = "kernels/tiles-inl.h"  # as run on emulated tiles
 MUTATIONS = (
     Mutation(
         "chain_of_u5_too_long",
@@ -107,7 +111,7 @@ MUTATIONS = (
         "_mm256_and_si256(nan, _mm256_set1_epi32(0x7fc00000))",
         "_mm256_and_si256(nan, _mm256_set1_epi32(0))",
         "test_linear.py",
-        "avx2 and bad_weight and mxfp4",
+        "avx2 and every_scale",
     ),
     Mutation(
         "neighbour_left_in_odd_bf16",
@@ -131,7 +135,7 @@ MUTATIONS = (
         "static void store_n(float* p, F x, int n) { _mm256_maskstore_ps(p, first(n), x); }",
         "static void store_n(float* p, F x, int n) { _mm256_maskstore_ps(p, first(n + 1), x); }",
         "test_linear.py",
-        "avx2 and matches and float32",
+        "avx2 and nothing_is_written and float32",
     ),
     Mutation(
         "a_lane_lost_in_sums",
@@ -148,6 +152,22 @@ MUTATIONS = (
         "static I high_nibbles(I x) { return x & 0x0f0f0f0f; }",
         "test_linear.py",
         "scalar and matches and q4_0",
+    ),
+    Mutation(
+        "rows_above_16_multiplied_as_the_first",
+        TILES,
+        "product<1>(a + kTileMaxRows * kBlock, dots + kTileMaxRows)",
+        "product<1>(a, dots + kTileMaxRows)",
+        "test_linear.py",
+        "amx_emu and matches and int8",
+    ),
+    Mutation(
+        "sums_of_other_outputs_left_in_a_tile",
+        TILES,
+        "if (first) Tile::zero<kSum>();",
+        "",
+        "test_linear.py",
+        "amx_emu and matches and bf16",
     ),
     Mutation(
         "minimum_forgotten",
@@ -183,12 +203,45 @@ def main() -> int:
             mutated(mutation)
             if options.list:
                 print(f"{mutation.name:40s} {mutation.file}")
-        unnoticed = [] if options.list else run(chosen)
+        if options.list:
+            return 0
+        verdicts = []
+        for number, verdict in enumerate(run(chosen), 1):
+            verdicts.append(verdict)
+            print(f"[{number:2d}/{len(chosen)}] {verdict}", flush=True)
     except StepFailed as failure:
         print(f"FAILED {failure}")
         return 1
-    print("\n".join(f"FAILED {name}: no test noticed" for name in unnoticed) or "mutations: ok")
+    print("\n=== who noticed\n" + "\n".join(map(str, verdicts)))
+    unnoticed = [verdict.name for verdict in verdicts if not verdict.noticed]
+    print(f"FAILED: no test noticed {', '.join(unnoticed)}" if unnoticed else "mutations: ok")
     return 1 if unnoticed else 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one mutation.
+
+    Attributes:
+        name: of the mutation.
+        status: pytest's.
+        failed: the first test that failed.
+        seconds: of compiling and testing it.
+    """
+
+    name: str
+    status: int
+    failed: str
+    seconds: float
+
+    @property
+    def noticed(self) -> bool:
+        """Whether a test failed; a crash is no test."""
+        return self.status == TESTS_FAILED
+
+    def __str__(self) -> str:
+        outcome = self.failed if self.noticed else f"NOT NOTICED (pytest: {self.status})"
+        return f"{self.name:42s} {self.seconds:5.0f} s  {outcome}"
 
 
 def mutated(mutation: Mutation) -> str:
@@ -207,8 +260,8 @@ def mutated(mutation: Mutation) -> str:
     return text.replace(mutation.right, mutation.wrong)
 
 
-def run(mutations: list[Mutation]) -> list[str]:
-    """The names of those that no test noticed.
+def run(mutations: list[Mutation]) -> Iterator[Verdict]:
+    """The verdicts, each when it is known.
 
     Raises:
         StepFailed: a test fails without a mutation, or a build does.
@@ -218,20 +271,22 @@ def run(mutations: list[Mutation]) -> list[str]:
         compile_kernels()
     python = make_environment(BUILD / "build")
     check_build(python, BUILD / "build")
+    with timed("tests, nothing broken"):
+        for mutation in mutations:
+            status, _ = test(python, mutation)
+            if status:
+                raise StepFailed(f"{mutation.tests} -k '{mutation.selection}' ends with {status}")
     for mutation in mutations:
-        if status := test(python, mutation):
-            raise StepFailed(f"{mutation.tests} -k '{mutation.selection}' ends with {status}")
-    unnoticed = []
-    for mutation in mutations:
+        started = time.monotonic()
         file = SOURCE / "csrc" / mutation.file
         original = file.read_text(encoding="utf-8")
-        with timed(mutation.name):
-            file.write_text(mutated(mutation), encoding="utf-8")
+        file.write_text(mutated(mutation), encoding="utf-8")
+        try:
             compile_kernels()
-            if test(python, mutation) != TESTS_FAILED:
-                unnoticed.append(mutation.name)
+            outcome = test(python, mutation)
+        finally:
             file.write_text(original, encoding="utf-8")
-    return unnoticed
+        yield Verdict(mutation.name, *outcome, time.monotonic() - started)
 
 
 def copy_sources() -> None:
@@ -250,14 +305,16 @@ def copy_sources() -> None:
 
 def compile_kernels() -> None:
     """The module as it is in SOURCE, little optimised: compilers are what this waits for."""
-    build(SOURCE, BUILD / "build", {"KT_OPTIMIZE": "-O1"}, ["_core"])
+    build(SOURCE, BUILD / "build", {"KT_OPTIMIZE": "-Og"}, ["_core"])
 
 
-def test(python: Path, mutation: Mutation) -> int:
-    """Run the mutation's tests up to the first that fails; pytest's exit status."""
+def test(python: Path, mutation: Mutation) -> tuple[int, str]:
+    """Run the mutation's tests up to the first that fails; pytest's exit status, that test."""
     command = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     command += ["-c", ROOT / "pyproject.toml", "-k", mutation.selection]
-    return capture([*command, KERNEL / "tests" / mutation.tests]).returncode
+    result = capture([*command, KERNEL / "tests" / mutation.tests])
+    failed = re.search(r"^FAILED \S*::(\S+)", result.stdout, re.MULTILINE)
+    return result.returncode, failed[1] if failed else ""
 
 
 if __name__ == "__main__":

@@ -124,6 +124,17 @@ def test_a_row_does_not_notice_batch_position_or_threads(target, format, pool, r
         assert np.array_equal(run(x, linear, ThreadPool(threads)), whole), f"{threads} threads"
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_nothing_is_written_beyond_the_last_row(target, format, pool, rng):
+    k = 256 if k_multiple(format) > 1 else 33
+    for n in (1, 13, 23):
+        linear, _ = make(format, (n, k), rng)
+        for m in (1, 2, 5, 33):
+            memory = np.full((m + 1, n), 7, np.float32)
+            run(rng.standard_normal((m, k), np.float32), linear, pool, memory[:m])
+            assert (memory[m] == 7).all()
+
+
 @pytest.mark.parametrize("format", ["bf16", "f16"])
 def test_ties_round_to_even(target, format, pool):
     """Of weights, and of the activations that meet bf16."""
@@ -136,6 +147,19 @@ def test_ties_round_to_even(target, format, pool):
     assert np.array_equal(out.T, stored.values)
     out = run(np.diag(ties), Linear.pack(np.eye(64, dtype=np.float32), format=format), pool)
     assert np.array_equal(out, stored.values if format == "bf16" else np.diag(ties))
+
+
+def test_every_scale_of_mxfp4(target, pool):
+    """2^-127, which is subnormal, to 2^127, each exactly; the last code is NaN, not infinity."""
+    ones = np.full((256, 16), 0x22, np.uint8)
+    linear = Linear.pack(ones, format="mxfp4", scales=np.arange(256, dtype=np.uint8)[:, None])
+    x = np.zeros((2, 32), np.float32)
+    x[:, 0] = 127 * np.exp2([30, -30])  # products stay in the range of float32
+    out = run(x, linear, pool)
+    values = 127 * np.exp2(np.arange(255) - 127.0)
+    assert np.array_equal(out[0, :128], values[:128] * 2.0**30)
+    assert np.array_equal(out[1, 128:255], values[128:] * 2.0**-30)
+    assert np.isnan(out[:, 255]).all()
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
