@@ -73,7 +73,7 @@ namespace kt::avx512_bf16 {
 void dot_bf16() { __asm__("vdpbf16ps %zmm0, %zmm1, %zmm2"); }
 }
 namespace kt::amx {
-void dot() { __asm__("tdpbssd %tmm0, %tmm1, %tmm2"); }
+void dot() { __asm__("tdpbusd %tmm0, %tmm1, %tmm2"); }
 }
 """
 

@@ -40,7 +40,7 @@ NEEDED = {
     "avx512": ("vpmaddubsw", "vfmadd231ps"),
     "avx512_vnni": ("vpdpbusd",),
     "avx512_bf16": ("vdpbf16ps",),
-    "amx": ("ldtilecfg", "tileloadd", "tdpbssd", "tdpbf16ps", "tilestored", "tilerelease"),
+    "amx": ("ldtilecfg", "tileloadd", "tdpbusd", "tdpbf16ps", "tilestored", "tilerelease"),
 }
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*\t(?:\{\w+\} )?(\S+)\s*(.*)")

@@ -38,6 +38,12 @@ struct Group {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Part `index` of `count` parts that differ by at most one: no small one is left at the end.
+Range share(Range all, int64_t index, int64_t count) {
+  const int64_t size = all.end - all.begin;
+  return {all.begin + size * index / count, all.begin + size * (index + 1) / count};
+}
+
 // Carves 64-byte aligned parts out of one buffer; the first pass, from null, only measures.
 class Arena {
  public:
@@ -182,11 +188,10 @@ void Moe::State::for_each_tile(Worker& worker, int64_t panels, Body body) const 
       const Group& group = *std::prev(after);
       const int64_t within = unit - group.first_span * bands, count = group.spans();
       const int64_t panel = within / count * band;
-      int64_t row = group.rows.begin + within % count * kSpanRows;
-      const int64_t last = std::min(row + kSpanRows, group.rows.end);
-      for (; row < last; row += kTileRows)
-        body(group, Range{panel, std::min(panel + band, panels)},
-             Range{row, std::min<int64_t>(row + kTileRows, last)});
+      const Range span = share(group.rows, within % count, count);
+      const int64_t tiles = ceil_div(span.end - span.begin, kTileRows);
+      for (int64_t tile = 0; tile < tiles; ++tile)
+        body(group, Range{panel, std::min(panel + band, panels)}, share(span, tile, tiles));
     }
   });
 }

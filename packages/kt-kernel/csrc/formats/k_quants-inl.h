@@ -104,6 +104,7 @@ struct Q5_K : Nibbles {
           "header as q4_k; data [K/32] of uint4 as int4, then uint8 [8][4] whose bit j is "
           "the fifth bit of K = 4j .. 4j + 3; value as q4_k"};
   static constexpr bool kHasMinimum = true;
+  static constexpr int kMagnitude = 31;
 
   static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
     Nibbles::unpack(block, stride, w);
@@ -118,6 +119,7 @@ struct Q5_K : Nibbles {
     w[6] = Vec::or_i(w[6], Vec::and_i(Vec::shift_right<2>(bits), fifth));
     w[7] = Vec::or_i(w[7], Vec::and_i(Vec::shift_right<3>(bits), fifth));
   }
+  static void center(Vec::F, Vec::I (&)[8]) {}
   template <class Products>
   static Vec::I dot(const Products& products, const int16_t*, Vec::F) {
     return products.u5();
@@ -166,7 +168,8 @@ struct Q6_K : Nibbles {
           "header [K/256] of float16 d [8], int8 scales [16][8]; data [K/32] of uint4 as "
           "int4, then uint8 [2][8][4] whose bit pair j % 4 of the j / 4 th is bits 4 and 5 of "
           "K = 4j .. 4j + 3; value = d * scale * (q - 32)"};
-  static constexpr bool kHasMinimum = false;
+  static constexpr bool kHasMinimum = false, kHasHalves = true;
+  static constexpr int kMagnitude = 32;
 
   static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
     Nibbles::unpack(block, stride, w);
@@ -185,6 +188,7 @@ struct Q6_K : Nibbles {
     const std::byte* at = group + kScales + 2 * sub * kPanelRows;
     return Vec::pair_s8(at, at + kPanelRows, stride);
   }
+  static void center(Vec::I, Vec::I (&w)[8]) { subtract_bytes(Vec::set1_i(0x00200020), w); }
   template <class Products>
   static Vec::I dot(const Products& products, const int16_t* sums, Vec::I scales) {
     // 32 * scale in either half: at most 32 * 128.

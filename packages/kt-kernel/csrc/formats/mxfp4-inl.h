@@ -20,6 +20,7 @@ struct Mxfp4 : Nibbles {
       .weight_error = 0.115f,
       .layout = "header e8m0 scales [K/32][8], data e2m1 as int4; value = 2^(scale - 127) * e2m1"};
   static constexpr bool kHasMinimum = false;
+  static constexpr int kMagnitude = 12;
   static constexpr uint8_t kTwicePlus12[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                                12, 11, 10, 9,  8,  6,  4,  0};
 
@@ -28,6 +29,7 @@ struct Mxfp4 : Nibbles {
     for (int j = 0; j < 8; ++j) w[j] = Vec::lookup(kTwicePlus12, w[j]);
   }
   static Vec::I operands(const std::byte*, int, int64_t) { return Vec::set1_i(0x000c000c); }
+  static void center(Vec::I offset, Vec::I (&w)[8]) { subtract_bytes(offset, w); }
   template <class Products>
   static Vec::I dot(const Products& products, const int16_t* sums, Vec::I offset) {
     return Vec::subtract_offset(products.u5(), sums, offset);

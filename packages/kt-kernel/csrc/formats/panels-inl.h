@@ -12,9 +12,14 @@
 //   unpack(block, stride, w)        8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of each lane
 //   scale(group, sub, stride)       value = scale * (dot product of bytes - offset) ...
 //   operands(group, sub, stride)    what else a block needs: offset, sub-scales or minimum
+//   kHasMinimum                     operands are the minimum: value = ... + minimum
+//   kHasHalves                      operands are the int16 scales of a block's halves
+// for few rows
 //   dot(products, sums, operands)   the exact int32 dot product with 32 activations, less offset;
 //                                   products (gemm-inl.h) multiply w as s8, u4, u5 or u6
-//   kHasMinimum                     operands are the minimum: value = ... + minimum
+// and for many
+//   center(operands, w)             takes the offset from the bytes themselves
+//   kMagnitude                      the largest magnitude of what center() leaves
 // where block and group point at a block's data and at its group's header, sub counts the blocks of
 // a group, and stride is the distance of the panels that one vector spans.
 
@@ -90,12 +95,14 @@ struct FloatWeights {
 };
 
 struct SignedBytes {  // int8 weights
-  static constexpr bool kInteger = true, kHasMinimum = false;
+  static constexpr bool kInteger = true, kHasMinimum = false, kHasHalves = false;
+  static constexpr int kMagnitude = 128;
   struct Nothing {};
   static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
     for (int j = 0; j < 8; ++j) w[j] = Vec::load_i(block + 32 * j, stride);
   }
   static Nothing operands(const std::byte*, int, int64_t) { return {}; }
+  static void center(Nothing, Vec::I (&)[8]) {}
   template <class Products>
   static Vec::I dot(const Products& products, const int16_t* sums, Nothing) {
     return products.s8(sums);
@@ -103,7 +110,7 @@ struct SignedBytes {  // int8 weights
 };
 
 struct Nibbles {
-  static constexpr bool kInteger = true;
+  static constexpr bool kInteger = true, kHasHalves = false;
   static void unpack(const std::byte* block, int64_t stride, Vec::I (&w)[8]) {
     for (int j = 0; j < 4; ++j) {
       const Vec::I nibbles = Vec::load_i(block + 32 * j, stride);
@@ -113,9 +120,17 @@ struct Nibbles {
   }
 };
 
-// Nibbles above their value by an offset, which operands() gives as pairs of int16.
+// Bytes above their value by an offset in [0, 127], given in both int16 of each lane.
+inline void subtract_bytes(Vec::I offset, Vec::I (&w)[8]) {
+  const Vec::I bytes = Vec::or_i(offset, Vec::shift_left<8>(offset));
+  for (int j = 0; j < 8; ++j) w[j] = Vec::sub8(w[j], bytes);
+}
+
+// Nibbles above their value by an offset in [0, 15], which operands() gives as pairs of int16.
 struct OffsetNibbles : Nibbles {
   static constexpr bool kHasMinimum = false;
+  static constexpr int kMagnitude = 15;
+  static void center(Vec::I offset, Vec::I (&w)[8]) { subtract_bytes(offset, w); }
   template <class Products>
   static Vec::I dot(const Products& products, const int16_t* sums, Vec::I offset) {
     return Vec::subtract_offset(products.u4(), sums, offset);
@@ -124,6 +139,8 @@ struct OffsetNibbles : Nibbles {
 
 struct MinimumNibbles : Nibbles {
   static constexpr bool kHasMinimum = true;
+  static constexpr int kMagnitude = 15;
+  static void center(Vec::F, Vec::I (&)[8]) {}
   template <class Products>
   static Vec::I dot(const Products& products, const int16_t*, Vec::F) {
     return products.u4();

@@ -13,6 +13,7 @@ inline void quantize_block(const float* x, const ActTile& out, int64_t at) {
     poison = Vec::fma(v, Vec::zero(), poison);
   }
   auto* const q = static_cast<int8_t*>(out.data) + at * kBlock;
+  const int zero = out.biased() ? 128 : 0;
   int16_t* const sums = out.sums + at * 2;
   const float absmax = Vec::reduce_max(top);
   const float bad = Vec::reduce_add(poison);
@@ -20,7 +21,7 @@ inline void quantize_block(const float* x, const ActTile& out, int64_t at) {
   // could hold.
   const bool tiny = !(absmax >= 1e-30f);
   if (bad != bad || tiny) {
-    std::memset(q, 0, kBlock);
+    std::memset(q, zero, kBlock);
     sums[0] = sums[1] = 0;
     out.scales[at] = out.scaled_sums[at] =
         bad != bad ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
@@ -34,6 +35,7 @@ inline void quantize_block(const float* x, const ActTile& out, int64_t at) {
     for (int i = 0; i < kSumGroup; ++i) sum += q[half * kSumGroup + i];
     sums[half] = static_cast<int16_t>(sum);
   }
+  for (int i = 0; i < kBlock; ++i) q[i] = static_cast<int8_t>(q[i] ^ zero);
   out.scales[at] = absmax / 127.0f;
   out.scaled_sums[at] = out.scales[at] * static_cast<float>(sums[0] + sums[1]);
 }
@@ -72,6 +74,7 @@ inline void gather_rows(const GatherRowsArgs& args) {
   const ActTile& out = args.out;
   const int64_t blocks = out.k_padded / kBlock;
   const bool integer = out.mode == ActMode::int8_g32;
+  const std::byte zero{static_cast<unsigned char>(out.biased() ? 128 : 0)};
   for (int row = 0; row < out.rows; ++row) {
     const ActTile from = args.row_of(args.ids[row]);
     const auto* source = static_cast<const std::byte*>(from.data);
@@ -83,7 +86,7 @@ inline void gather_rows(const GatherRowsArgs& args) {
         std::memcpy(to + at * kBytes, source + block * kBytes, kBytes);
         continue;
       }
-      std::memcpy(to + at * kBlock, source + block * kBlock, kBlock);
+      for (int i = 0; i < kBlock; ++i) to[at * kBlock + i] = source[block * kBlock + i] ^ zero;
       out.scales[at] = from.scales[block];
       out.scaled_sums[at] = from.scaled_sums[block];
       out.sums[2 * at] = from.sums[2 * block];

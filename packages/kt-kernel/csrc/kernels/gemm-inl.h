@@ -2,60 +2,95 @@
 // The only matrix-multiply loop nest, for every weight format and number of rows. How a format's
 // bytes become operands is csrc/formats; who computes which range is csrc/core. Textual.
 //
-// For one vector of outputs (kLanes / 8 panels) at a time, blocks of 32 of K ascend; a block's
-// weights are unpacked once and meet all rows of the tile. Every output therefore sums K in one
+// For one or a few vectors of outputs (kLanes / 8 panels each) at a time, blocks of 32 of K ascend; a
+// block's weights are unpacked once and meet all rows of the tile. Every output therefore sums K in one
 // order (floats: k ascending in one chain; integers: exact inside a block, blocks ascending in one
 // chain), with the same operations whatever the number of rows: a row's bits do not depend on its
 // company.
 
 // kRows rows known at compile time keep their sums in registers; 0: as many as the tile has, whose
 // sums live in the first-level cache.
-inline constexpr int kMaxIntegerRows = 4;  // 8 weights, 4 sums, and 4 registers to work in
 inline constexpr int kMaxFloatRows = 6;    // 6 x 2 sums, 2 weights and a broadcast fill 15 of 16
 
-// The exact dot products of one row's 32 activations with a block's weights, by vectors.
+// The exact dot products of one row's 32 activations with a block's weights, few rows.
 struct VectorProducts {
   const Vec::I (&w)[8];
   const int8_t* a;
 
-  Vec::I s8(const int16_t* sums) const { return Vec::dot_s8(w, a, sums); }
-  Vec::I u4() const { return Vec::dot_u4(w, a); }
-  Vec::I u5() const { return Vec::dot_u5(w, a); }
-  Vec::I u6(Vec::I scales) const { return Vec::dot_u6(w, a, scales); }
+  Vec::I s8(const int16_t* sums) const { return Dot::s8(w, a, sums); }
+  Vec::I u4() const { return Dot::u4(w, a); }
+  Vec::I u5() const { return Dot::u5(w, a); }
+  Vec::I u6(Vec::I scales) const { return Dot::u6(w, a, scales); }
 };
 
-// Adds one block of integer products, of which products_of(row) has the exact part: sums[row] +=
-// scale * (dot - offset * sum of a) + minimum * (scaled sum of a), as far as the format has an
-// offset or a minimum.
-template <class Weights, int kRows, int kPanels, class ProductsOf>
-inline void add_products(const std::byte* group, int sub, int64_t stride, const ActTile& act,
-                         int64_t index, int p, Vec::F (*sums)[kPanels],
-                         const ProductsOf& products_of) {
-  const int rows = kRows ? kRows : act.rows;
-  const Vec::F scale = Weights::scale(group, sub, stride);
-  const auto operands = Weights::operands(group, sub, stride);
-  const int64_t first = index * rows;  // of the tile's rows in this block
-  const float* a_scales = act.scales + first;
-  const float* a_scaled_sums = act.scaled_sums + first;
-  const int16_t* a_sums = act.sums + 2 * first;
-  for (int row = 0; row < rows; ++row) {
-    const Vec::I dot = Weights::dot(products_of(row), a_sums + 2 * row, operands);
+// What a block adds to the sums of one row, once its exact products are known: sum += scale * dot +
+// minimum * (scaled sum of a), as far as the format has a minimum.
+template <class Weights>
+struct BlockScale {
+  Vec::F scale, minimum;
+
+  BlockScale() = default;
+  template <class Operands>
+  BlockScale(const std::byte* group, int sub, int64_t stride, Operands operands)
+      : scale(Weights::scale(group, sub, stride)) {
+    if constexpr (Weights::kHasMinimum) minimum = operands;
+  }
+  Vec::F add(Vec::F sum, Vec::I dot, const ActTile& act, int64_t row) const {
     if constexpr (Weights::kHasMinimum)
-      sums[row][p] = Vec::fma(operands, Vec::set1(a_scaled_sums[row]), sums[row][p]);
-    const Vec::F product = Vec::mul(scale, Vec::set1(a_scales[row]));
-    sums[row][p] = Vec::fma(Vec::to_float(dot), product, sums[row][p]);
+      sum = Vec::fma(minimum, Vec::set1(act.scaled_sums[row]), sum);
+    return Vec::fma(Vec::to_float(dot), Vec::mul(scale, Vec::set1(act.scales[row])), sum);
+  }
+};
+
+// One block of integer products for kRows rows and one vector of outputs.
+template <class Weights, int kRows, int kPanels>
+inline void multiply_few(const std::byte* block, const std::byte* group, int sub, int64_t stride,
+                         const ActTile& act, int64_t index, int p, Vec::F (&sums)[kRows][kPanels]) {
+  Vec::I w[8];
+  Weights::unpack(block, stride, w);
+  const auto operands = Weights::operands(group, sub, stride);
+  const BlockScale<Weights> scale(group, sub, stride, operands);
+  for (int row = 0; row < kRows; ++row) {
+    const int64_t at = index * kRows + row;
+    const VectorProducts products{w, static_cast<const int8_t*>(act.data) + at * kBlock};
+    const Vec::I dot = Weights::dot(products, act.sums + 2 * at, operands);
+    sums[row][p] = scale.add(sums[row][p], dot, act, at);
   }
 }
 
-template <class Weights, int kRows, int kPanels>
-inline void multiply_block(const std::byte* block, const std::byte* group, int sub, int64_t stride,
-                           const ActTile& act, int64_t index, int p, Vec::F (*sums)[kPanels]) {
-  Vec::I w[8];
+// A block's weights as the many-row products want them: unpacked, without their offset.
+template <class Weights, class Operands>
+inline void unpack_centered(const std::byte* block, int64_t stride, Operands operands,
+                            Vec::I (&w)[8]) {
   Weights::unpack(block, stride, w);
-  const int rows = kRows ? kRows : act.rows;
-  const auto* a = static_cast<const int8_t*>(act.data) + index * rows * kBlock;
-  add_products<Weights, kRows>(group, sub, stride, act, index, p, sums,
-                               [&](int row) { return VectorProducts{w, a + row * kBlock}; });
+  Weights::center(operands, w);
+}
+
+// One block of integer products for all rows of a tile and all its vectors of outputs.
+template <class Weights, int kPanels>
+inline void multiply_many(const std::byte* const (&data)[kPanels],
+                          const std::byte* const (&header)[kPanels], int sub, int64_t stride,
+                          const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
+  using Block = Dot::Block<Weights::kMagnitude, Weights::kHasHalves>;
+  Block blocks[kPanels];
+  BlockScale<Weights> scales[kPanels];
+  for (int p = 0; p < kPanels; ++p) {
+    const auto operands = Weights::operands(header[p], sub, stride);
+    Vec::I w[8];
+    unpack_centered<Weights>(data[p], stride, operands, w);
+    if constexpr (Weights::kHasHalves)
+      blocks[p].set(w, operands);
+    else
+      blocks[p].set(w, Vec::zero_i());
+    scales[p] = {header[p], sub, stride, operands};
+  }
+  for (int row = 0; row < act.rows; ++row) {
+    const int64_t at = index * act.rows + row;
+    Vec::I dots[kPanels];
+    Block::multiply(blocks, static_cast<const uint8_t*>(act.data) + at * kBlock, dots);
+    for (int p = 0; p < kPanels; ++p)
+      sums[row][p] = scales[p].add(sums[row][p], dots[p], act, at);
+  }
 }
 
 // One block of float products for kRows neighbouring rows; weight(k, p) gives a vector of panel p.
@@ -113,9 +148,11 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
       if constexpr (!kRows && requires { Weights::kMultipliesTile; }) {
         // A target's own instructions for a whole tile, in a struct derived from the format's.
         Weights::multiply(data, header, sub, stride, args.a, block, sums);
+      } else if constexpr (Weights::kInteger && kRows == 0) {
+        multiply_many<Weights>(data, header, sub, stride, args.a, block, sums);
       } else if constexpr (Weights::kInteger) {
         for (int p = 0; p < kPanels; ++p)
-          multiply_block<Weights, kRows>(data[p], header[p], sub, stride, args.a, block, p, sums);
+          multiply_few<Weights>(data[p], header[p], sub, stride, args.a, block, p, sums);
       } else {
         const float* a = static_cast<const float*>(args.a.data) + block * rows * kBlock;
         if constexpr (kRows) {
@@ -176,10 +213,10 @@ inline void gemm_range(const GemmArgs& args) {
 template <class Weights>
 inline void gemm(const GemmArgs& args) {
   if constexpr (Weights::kInteger) {
-    if (args.a.rows > kMaxIntegerRows) return gemm_range<Weights, 0, 1>(args);
+    if (args.a.biased()) return gemm_range<Weights, 0, 2>(args);
     // The panels of a single row share its 8 vectors of activations, kept in registers.
     if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
-    with_rows<kMaxIntegerRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
+    with_rows<kFewRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
   } else {
     // A single row has one chain of additions per vector: four hide the latency of fma (4 cycles).
     if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);

@@ -31,16 +31,6 @@ inline TileConfig tile_config(int rows, int act_bytes, int columns) {
   return config;
 }
 
-// Exact int32 products that a tile has made already, of one row and a vector of outputs. Weights of
-// up to 7 bits are signed bytes as well.
-struct TileProducts {
-  Vec::I dot;
-
-  Vec::I s8(const int16_t*) const { return dot; }
-  Vec::I u4() const { return dot; }
-  Vec::I u5() const { return dot; }
-};
-
 template <class Format>
 struct TiledInteger : Format {
   static constexpr bool kMultipliesTile = true;
@@ -51,28 +41,42 @@ struct TiledInteger : Format {
                        const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
     static_assert(kPanels == kTileVectors);
     alignas(64) std::byte b[kBlock / 4][kTileMaxBytes];
+    alignas(64) int32_t start[kTileOutputs];
+    BlockScale<Format> scales[kPanels];
     for (int p = 0; p < kPanels; ++p) {
+      const auto operands = Format::operands(header[p], sub, stride);
       Vec::I w[8];
-      Format::unpack(data[p], stride, w);
+      unpack_centered<Format>(data[p], stride, operands, w);
       for (int j = 0; j < 8; ++j) std::memcpy(b[j] + p * sizeof(Vec::I), &w[j], sizeof(Vec::I));
+      const Vec::I below = minus_128_times_sum(w);
+      std::memcpy(start + p * Vec::kLanes, &below, sizeof below);
+      scales[p] = {header[p], sub, stride, operands};
     }
     alignas(64) int32_t dots[kTileRows][kTileOutputs];
-    const auto* a = static_cast<const int8_t*>(act.data) + index * act.rows * kBlock;
+    const auto* a = static_cast<const uint8_t*>(act.data) + index * act.rows * kBlock;
     Tile::load<kWeightTile>(b, kTileMaxBytes);
-    product<0>(a, dots);
-    if (act.rows > kTileMaxRows) product<1>(a + kTileMaxRows * kBlock, dots + kTileMaxRows);
-    for (int p = 0; p < kPanels; ++p)
-      add_products<Format, 0>(header[p], sub, stride, act, index, p, sums, [&](int row) {
-        return TileProducts{Vec::load_i(dots[row] + p * Vec::kLanes)};
-      });
+    product<0>(start, a, dots);
+    if (act.rows > kTileMaxRows) product<1>(start, a + kTileMaxRows * kBlock, dots + kTileMaxRows);
+    for (int row = 0; row < act.rows; ++row)
+      for (int p = 0; p < kPanels; ++p)
+        sums[row][p] = scales[p].add(sums[row][p], Vec::load_i(dots[row] + p * Vec::kLanes), act,
+                                     index * act.rows + row);
   }
 
  private:
+  // What activations stored 128 higher add too much: no pair of bytes exceeds 2 * 128 * 128.
+  static Vec::I minus_128_times_sum(const Vec::I (&w)[8]) {
+    const Vec::I a128 = Vec::set1_i(static_cast<int32_t>(0x80808080));
+    Vec::I sum = Vec::zero_i();
+    for (int j = 0; j < 8; ++j)
+      sum = Vec::add32(sum, Vec::madd16(Vec::maddubs(a128, w[j]), Vec::set1_i(-1)));
+    return sum;
+  }
   template <int kHalf>
-  static void product(const int8_t* a, int32_t (*dots)[kTileOutputs]) {
-    Tile::zero<kSumTile + kHalf>();
+  static void product(const int32_t* start, const uint8_t* a, int32_t (*dots)[kTileOutputs]) {
+    Tile::load<kSumTile + kHalf>(start, 0);  // every row the same
     Tile::load<kActTile + kHalf>(a, kBlock);
-    Tile::dot_s8<kSumTile + kHalf, kActTile + kHalf, kWeightTile>();
+    Tile::dot_u8s8<kSumTile + kHalf, kActTile + kHalf, kWeightTile>();
     Tile::store<kSumTile + kHalf>(dots, kTileMaxBytes);
   }
 };

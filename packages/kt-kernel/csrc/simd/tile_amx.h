@@ -31,10 +31,10 @@ struct Tile {
                      : "r"(p), "r"(stride), "i"(kTile)
                      : "memory");
   }
-  // sum[m][n] += sum over k of a[m][k] * b[k / 4][n][k % 4], signed bytes, int32.
+  // sum[m][n] += sum over k of a[m][k] * b[k / 4][n][k % 4], unsigned by signed bytes, int32.
   template <int kSum, int kA, int kB>
-  static void dot_s8() {
-    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
+  static void dot_u8s8() {
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
   }
   // sum[m][n] += sum over k of a[m][k] * b[k / 2][n][k % 2], bf16, in float.
   template <int kSum, int kA, int kB>

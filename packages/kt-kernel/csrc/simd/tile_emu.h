@@ -40,12 +40,12 @@ struct Tile {
                   bytes(kTile));
   }
   template <int kSum, int kA, int kB>
-  static void dot_s8() {
+  static void dot_u8s8() {
     use_for_dot(kSum, kA, kB);
     for (int m = 0; m < rows(kSum); ++m) {
       int32_t sums[kTileMaxBytes / 4];
       std::memcpy(sums, state().tiles[kSum][m], sizeof sums);
-      const auto* a = reinterpret_cast<const int8_t*>(state().tiles[kA][m]);
+      const auto* a = reinterpret_cast<const uint8_t*>(state().tiles[kA][m]);
       for (int k = 0; k < rows(kB); ++k) {
         const auto* b = reinterpret_cast<const int8_t*>(state().tiles[kB][k]);
         for (int n = 0; n < bytes(kSum) / 4; ++n)

@@ -110,7 +110,9 @@ struct Vec {
   static I low_nibbles(I x) { return _mm256_and_si256(x, _mm256_set1_epi8(0x0f)); }
   static I high_nibbles(I x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 
+  static I sub8(I a, I b) { return _mm256_sub_epi8(a, b); }
   static I and_i(I a, I b) { return _mm256_and_si256(a, b); }
+  static I xor_i(I a, I b) { return _mm256_xor_si256(a, b); }
   static I or_i(I a, I b) { return _mm256_or_si256(a, b); }
   template <int kBits>
   static I shift_left(I x) {
@@ -161,55 +163,25 @@ struct Vec {
     return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
   }
 
-  // maddubs wants unsigned x signed: |w| * (a with w's sign). 128 * 127 * 2 = 32512 cannot saturate
-  // int16, but a second one could: each is widened at once.
-  static I dot_s8(const I (&w)[8], const int8_t* a, const int16_t*) {
-    I sum = zero_i();
-    for (int j = 0; j < 8; ++j) {
-      const I x = _mm256_sign_epi8(broadcast4(a + 4 * j), w[j]);
-      sum = _mm256_add_epi32(sum, widen(_mm256_maddubs_epi16(_mm256_abs_epi8(w[j]), x)));
-    }
-    return sum;
-  }
-  // Products of unsigned weights up to kMost add up in int16 as long as kChain * 2 * kMost * 127
-  // stays within 32767: 8 of 15 (30480), 4 of 31 (31496), 2 of 63 (32004).
-  static I dot_u4(const I (&w)[8], const int8_t* a) { return dot_chained<15, 8>(w, a); }
-  static I dot_u5(const I (&w)[8], const int8_t* a) { return dot_chained<31, 4>(w, a); }
-  static I dot_u6(const I (&w)[8], const int8_t* a, I scales) {
-    // Either half of the block is multiplied by its own scale while it is widened: at most
-    // 4 * 2 * 32004 * 128 (3.3e7) in int32.
-    const I low = _mm256_blend_epi16(scales, _mm256_slli_epi32(scales, 16), 0xaa);
-    const I high = _mm256_blend_epi16(_mm256_srli_epi32(scales, 16), scales, 0xaa);
-    I sum = _mm256_madd_epi16(chain<63, 2>(w, a), low);
-    for (int j = 2; j < 8; j += 2) {
-      const I pairs = chain<63, 2>(w + j, a + 4 * j);
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, j < 4 ? low : high));
-    }
-    return sum;
-  }
   static I subtract_offset(I dot, const int16_t* sums, I offset) {
     return _mm256_sub_epi32(dot, _mm256_madd_epi16(broadcast4(sums), offset));
   }
 
+  // What dot_maddubs.h is made of: lanes of 8, 16 or 32 bits, as the intrinsics are named.
+  static I maddubs(I u, I s) { return _mm256_maddubs_epi16(u, s); }
+  static I madd16(I a, I b) { return _mm256_madd_epi16(a, b); }
+  static I add8(I a, I b) { return _mm256_add_epi8(a, b); }
+  static I add16(I a, I b) { return _mm256_add_epi16(a, b); }
+  static I sub16(I a, I b) { return _mm256_sub_epi16(a, b); }
+  static I add32(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I abs8(I x) { return _mm256_abs_epi8(x); }
+  static I sign8(I x, I s) { return _mm256_sign_epi8(x, s); }
+  static I both_low16(I x) { return _mm256_blend_epi16(x, _mm256_slli_epi32(x, 16), 0xaa); }
+  static I both_high16(I x) { return _mm256_blend_epi16(_mm256_srli_epi32(x, 16), x, 0xaa); }
+
  private:
   static __m128i load8(const std::byte* p) {
     return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  }
-  static I widen(I pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
-  template <int kMost, int kChain>
-  static I chain(const I* w, const int8_t* a) {
-    static_assert(kChain * 2 * kMost * 127 <= 32767, "int16 sums would overflow");
-    I pairs = _mm256_maddubs_epi16(w[0], broadcast4(a));
-    for (int j = 1; j < kChain; ++j)
-      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[j], broadcast4(a + 4 * j)));
-    return pairs;
-  }
-  template <int kMost, int kChain>
-  static I dot_chained(const I (&w)[8], const int8_t* a) {
-    I sum = widen(chain<kMost, kChain>(w, a));
-    for (int j = kChain; j < 8; j += kChain)
-      sum = _mm256_add_epi32(sum, widen(chain<kMost, kChain>(w + j, a + 4 * j)));
-    return sum;
   }
   static I first(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -89,7 +89,9 @@ struct Vec {
   static I low_nibbles(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(0x0f)); }
   static I high_nibbles(I x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
+  static I sub8(I a, I b) { return _mm512_sub_epi8(a, b); }
   static I and_i(I a, I b) { return _mm512_and_si512(a, b); }
+  static I xor_i(I a, I b) { return _mm512_xor_si512(a, b); }
   static I or_i(I a, I b) { return _mm512_or_si512(a, b); }
   template <int kBits>
   static I shift_left(I x) {
@@ -144,31 +146,23 @@ struct Vec {
     return halves(a, _mm512_slli_epi32(b, 16));
   }
 
-  // As on AVX2, but there is no vpsignb: activations are negated where the weight is.
-  static I dot_s8(const I (&w)[8], const int8_t* a, const int16_t*) {
-    I sum = zero_i();
-    for (int j = 0; j < 8; ++j) {
-      const I x = broadcast4(a + 4 * j);
-      const I y = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w[j]), zero_i(), x);
-      sum = _mm512_add_epi32(sum, widen(_mm512_maddubs_epi16(_mm512_abs_epi8(w[j]), y)));
-    }
-    return sum;
-  }
-  static I dot_u4(const I (&w)[8], const int8_t* a) { return dot_chained<15, 8>(w, a); }
-  static I dot_u5(const I (&w)[8], const int8_t* a) { return dot_chained<31, 4>(w, a); }
-  static I dot_u6(const I (&w)[8], const int8_t* a, I scales) {
-    const I low = halves(scales, _mm512_slli_epi32(scales, 16));
-    const I high = halves(_mm512_srli_epi32(scales, 16), scales);
-    I sum = zero_i();
-    for (int j = 0; j < 8; j += 2) {
-      const I pairs = chain<63, 2>(w + j, a + 4 * j);
-      sum = _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, j < 4 ? low : high));
-    }
-    return sum;
-  }
   static I subtract_offset(I dot, const int16_t* sums, I offset) {
     return _mm512_sub_epi32(dot, _mm512_madd_epi16(broadcast4(sums), offset));
   }
+
+  // What dot_maddubs.h is made of, as on AVX2.
+  static I maddubs(I u, I s) { return _mm512_maddubs_epi16(u, s); }
+  static I madd16(I a, I b) { return _mm512_madd_epi16(a, b); }
+  static I add8(I a, I b) { return _mm512_add_epi8(a, b); }
+  static I add16(I a, I b) { return _mm512_add_epi16(a, b); }
+  static I sub16(I a, I b) { return _mm512_sub_epi16(a, b); }
+  static I add32(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I abs8(I x) { return _mm512_abs_epi8(x); }
+  static I sign8(I x, I s) {  // for s != 0: dot_maddubs.h multiplies the result by |s|
+    return _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(s), zero_i(), x);
+  }
+  static I both_low16(I x) { return halves(x, _mm512_slli_epi32(x, 16)); }
+  static I both_high16(I x) { return halves(_mm512_srli_epi32(x, 16), x); }
 
  private:
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
@@ -189,20 +183,4 @@ struct Vec {
   }
   // The low 16 bits of every lane of one, the high 16 bits of the other.
   static I halves(I low, I high) { return _mm512_mask_blend_epi16(0xaaaaaaaa, low, high); }
-  static I widen(I pairs) { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
-  template <int kMost, int kChain>
-  static I chain(const I* w, const int8_t* a) {
-    static_assert(kChain * 2 * kMost * 127 <= 32767, "int16 sums would overflow");
-    I pairs = _mm512_maddubs_epi16(w[0], broadcast4(a));
-    for (int j = 1; j < kChain; ++j)
-      pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(w[j], broadcast4(a + 4 * j)));
-    return pairs;
-  }
-  template <int kMost, int kChain>
-  static I dot_chained(const I (&w)[8], const int8_t* a) {
-    I sum = widen(chain<kMost, kChain>(w, a));
-    for (int j = kChain; j < 8; j += kChain)
-      sum = _mm512_add_epi32(sum, widen(chain<kMost, kChain>(w + j, a + 4 * j)));
-    return sum;
-  }
 };

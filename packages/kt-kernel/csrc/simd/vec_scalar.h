@@ -123,7 +123,12 @@ struct Vec {
   static I low_nibbles(I x) { return x & 0x0f0f0f0f; }  // of every byte, as bytes
   static I high_nibbles(I x) { return (x >> 4) & 0x0f0f0f0f; }
 
+  static I sub8(I a, I b) {  // of every byte
+    typedef uint8_t Bytes __attribute__((vector_size(32)));
+    return reinterpret_cast<I>(reinterpret_cast<Bytes>(a) - reinterpret_cast<Bytes>(b));
+  }
   static I and_i(I a, I b) { return a & b; }
+  static I xor_i(I a, I b) { return a ^ b; }
   static I or_i(I a, I b) { return a | b; }
   template <int kBits>
   static I shift_left(I x) {  // of 16-bit lanes, as the next one
@@ -186,16 +191,6 @@ struct Vec {
     return x;
   }
 
-  // Exact int32 dot products of 32 activations in [-127, 127] with the bytes of w: w[j] holds
-  // k = 4j .. 4j + 3 of every lane. s8: weights in [-128, 127], and the sums of the activations'
-  // halves, for instructions that want them unsigned; u4, u5: in [0, 15], [0, 31].
-  static I dot_s8(const I (&w)[8], const int8_t* a, const int16_t*) { return dot(w, a, 0, 8); }
-  static I dot_u4(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
-  static I dot_u5(const I (&w)[8], const int8_t* a) { return dot(w, a, 0, 8); }
-  // Weights in [0, 63], whose halves have int16 scales in the low and high half of each lane.
-  static I dot_u6(const I (&w)[8], const int8_t* a, I scales) {
-    return dot(w, a, 0, 4) * ((scales << 16) >> 16) + dot(w, a, 4, 8) * (scales >> 16);
-  }
   // dot - (sums[0] * low int16 + sums[1] * high int16 of each lane of offset): what the halves of a
   // block overcount, given the sums of their activations.
   static I subtract_offset(I dot, const int16_t* sums, I offset) {
@@ -204,13 +199,6 @@ struct Vec {
 
  private:
   typedef uint16_t Halves __attribute__((vector_size(32)));
-  static I dot(const I (&w)[8], const int8_t* a, int begin, int end) {
-    I sum{};
-    for (int j = begin; j < end; ++j)
-      for (int byte = 0; byte < 4; ++byte)
-        sum += ((w[j] << (24 - 8 * byte)) >> 24) * static_cast<int32_t>(a[4 * j + byte]);
-    return sum;
-  }
   static F as_float(I x) { return reinterpret_cast<F>(x); }
   static I as_int(F x) { return reinterpret_cast<I>(x); }
 };

@@ -8,6 +8,7 @@
 KT_REGION_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 namespace kt::amx {
 #include "simd/vec_avx512.h"
+#include "simd/dot_maddubs.h"
 #include "simd/tile_amx.h"
 #include "kernels/element-inl.h"
 #include "formats/formats-inl.h"

@@ -13,6 +13,7 @@
 KT_REGION_BEGIN("avx2,fma,f16c")
 namespace kt::amx_emu {
 #include "simd/vec_avx2.h"
+#include "simd/dot_maddubs.h"
 #include "simd/tile_emu.h"
 #include "kernels/element-inl.h"
 #include "formats/formats-inl.h"

@@ -7,6 +7,7 @@
 KT_REGION_BEGIN("avx2,fma,f16c")
 namespace kt::avx2 {
 #include "simd/vec_avx2.h"
+#include "simd/dot_maddubs.h"
 #include "kernels/kernels-inl.h"
 #include "kernels/probe-inl.h"
 #define KT_WIDTH "ymm"

@@ -8,6 +8,7 @@
 KT_REGION_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 namespace kt::avx512 {
 #include "simd/vec_avx512.h"
+#include "simd/dot_maddubs.h"
 #include "kernels/element-inl.h"
 #include "formats/formats-inl.h"
 #include "kernels/gemm-inl.h"

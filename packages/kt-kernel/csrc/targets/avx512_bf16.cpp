@@ -6,11 +6,9 @@
 
 KT_REGION_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")
 namespace kt::avx512_bf16 {
-namespace base {
 #include "simd/vec_avx512.h"
-}  // namespace base
 inline __m512i dpbusd(__m512i sum, __m512i u, __m512i s) { return _mm512_dpbusd_epi32(sum, u, s); }
-#include "simd/vec_vnni.h"
+#include "simd/dot_dpbusd.h"
 inline __m512 dpbf16(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }

@@ -6,11 +6,9 @@
 
 KT_REGION_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 namespace kt::avx512_vnni {
-namespace base {
 #include "simd/vec_avx512.h"
-}  // namespace base
 inline __m512i dpbusd(__m512i sum, __m512i u, __m512i s) { return _mm512_dpbusd_epi32(sum, u, s); }
-#include "simd/vec_vnni.h"
+#include "simd/dot_dpbusd.h"
 #include "kernels/element-inl.h"
 #include "formats/formats-inl.h"
 #include "kernels/gemm-inl.h"

@@ -6,13 +6,11 @@
 
 KT_REGION_BEGIN("avx2,fma,f16c,avxvnni")
 namespace kt::avx_vnni {
-namespace base {
 #include "simd/vec_avx2.h"
-}  // namespace base
 inline __m256i dpbusd(__m256i sum, __m256i u, __m256i s) {
   return _mm256_dpbusd_avx_epi32(sum, u, s);
 }
-#include "simd/vec_vnni.h"
+#include "simd/dot_dpbusd.h"
 #include "kernels/element-inl.h"
 #include "formats/formats-inl.h"
 #include "kernels/gemm-inl.h"

@@ -15,6 +15,7 @@
 
 namespace kt::scalar {
 #include "simd/vec_scalar.h"
+#include "simd/dot_scalar.h"
 #include "kernels/kernels-inl.h"
 #include "kernels/probe-inl.h"
 constexpr Probes kProbes = {&probe_read, nullptr, 0};  // no multiply worth measuring

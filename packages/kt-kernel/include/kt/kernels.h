@@ -24,16 +24,23 @@ struct Range {
 // enough that their activations (64 KiB at K = 2048) stay in the second-level cache.
 inline constexpr int kTileRows = 32;
 
+// Up to this many rows are multiplied with a block's weights as they are unpacked. With more of them
+// it pays to prepare the weights first and to make the activations the unsigned operand of the
+// instructions that multiply bytes; tiles of more rows store them 128 higher for that.
+inline constexpr int kFewRows = 4;
+
 // At most kTileRows activation rows in one ActMode, K padded with zeros to kBlock, ordered as a
 // gemm reads them. bf16 rows are floats that bf16 can hold. A tile of one row is a plain row.
 struct ActTile {
   ActMode mode{};
   int rows = 0;
   int k_padded = 0;
-  void* data = nullptr;          // [k_padded / 32][rows][32] float | float | int8
+  void* data = nullptr;          // [k_padded / 32][rows][32] float | float | int8, uint8 if biased
   float* scales = nullptr;       // int8_g32: [k_padded / 32][rows]
   float* scaled_sums = nullptr;  // int8_g32: [k_padded / 32][rows], scale * sum
   int16_t* sums = nullptr;       // int8_g32: [k_padded / 32][rows][2], per 16
+
+  bool biased() const { return mode == ActMode::int8_g32 && rows > kFewRows; }
 };
 
 // Bytes of one row in a tile, a multiple of 64: a tile of n rows takes at most n of it.
