@@ -12,6 +12,15 @@
 // sums live in the first-level cache.
 inline constexpr int kMaxFloatRows = 6;    // 6 x 2 sums, 2 weights and a broadcast fill 15 of 16
 
+// Calls body(std::integral_constant) for 0 <= index < kCount, indices being constants so that arrays
+// indexed by them stay in registers.
+template <int kCount, class Body>
+inline void unrolled(Body&& body) {
+  [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) {
+    (body(std::integral_constant<int, kIndices>{}), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
+
 // The exact dot products of one row's 32 activations with a block's weights, few rows.
 struct VectorProducts {
   const Vec::I (&w)[8];
@@ -43,19 +52,19 @@ struct BlockScale {
 };
 
 // One block of integer products for kRows rows and one vector of outputs.
-template <class Weights, int kRows, int kPanels>
+template <class Weights, int kRows, int kPanel, int kPanels>
 inline void multiply_few(const std::byte* block, const std::byte* group, int sub, int64_t stride,
-                         const ActTile& act, int64_t index, int p, Vec::F (&sums)[kRows][kPanels]) {
+                         const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
   Vec::I w[8];
   Weights::unpack(block, stride, w);
   const auto operands = Weights::operands(group, sub, stride);
   const BlockScale<Weights> scale(group, sub, stride, operands);
-  for (int row = 0; row < kRows; ++row) {
+  unrolled<kRows>([&](auto row) {
     const int64_t at = index * kRows + row;
     const VectorProducts products{w, static_cast<const int8_t*>(act.data) + at * kBlock};
     const Vec::I dot = Weights::dot(products, act.sums + 2 * at, operands);
-    sums[row][p] = scale.add(sums[row][p], dot, act, at);
-  }
+    sums[row][kPanel] = scale.add(sums[row][kPanel], dot, act, at);
+  });
 }
 
 // A block's weights as the many-row products want them: unpacked, without their offset.
@@ -121,10 +130,66 @@ inline void with_rows(int rows, Body&& body) {
   body(std::integral_constant<int, kMost>{});
 }
 
+// One block of all rows and panels, by the way that suits format and number of rows.
+template <class Weights, int kRows, int kPanels>
+inline void multiply_block(const std::byte* const (&data)[kPanels],
+                           const std::byte* const (&header)[kPanels], int sub, int64_t stride,
+                           const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
+  if constexpr (!kRows && requires { Weights::kMultipliesTile; }) {
+    // A target's own instructions for a whole tile, in a struct derived from the format's.
+    Weights::multiply(data, header, sub, stride, act, index, sums);
+  } else if constexpr (Weights::kInteger && !kRows) {
+    multiply_many<Weights>(data, header, sub, stride, act, index, sums);
+  } else if constexpr (Weights::kInteger) {
+    unrolled<kPanels>([&](auto p) {
+      multiply_few<Weights, kRows, p>(data[p], header[p], sub, stride, act, index, sums);
+    });
+  } else {
+    const int rows = kRows ? kRows : act.rows;
+    const float* a = static_cast<const float*>(act.data) + index * rows * kBlock;
+    if constexpr (kRows) {
+      multiply_rows<kRows>(
+          a, [&](int k, int p) { return Weights::load(data[p], k, header[p], stride); }, sums);
+    } else {
+      Vec::F w[kBlock][kPanels];
+      for (int k = 0; k < kBlock; ++k)
+        for (int p = 0; p < kPanels; ++p) w[k][p] = Weights::load(data[p], k, header[p], stride);
+      // Shares that differ by at most one row: no short one at the end.
+      const int shares = (rows + kMaxFloatRows - 1) / kMaxFloatRows;
+      for (int share = 0, row = 0; share < shares; ++share) {
+        const int count = (rows - row) / (shares - share);
+        with_rows<kMaxFloatRows>(count, [&](auto constant) {
+          multiply_rows<constant>(
+              a + row * kBlock, [&](int k, int p) { return w[k][p]; }, sums + row);
+        });
+        row += count;
+      }
+    }
+  }
+}
+
+// Panels are streams of a few pages each, too short for the hardware to run ahead in them. Few rows
+// ask for what they need kAhead bytes later, 100 ns at 10 GB/s, and after a panel's end for its
+// successor, kStep panels on. Many rows take long enough to ask for the same block of that one.
+template <int kRows, int kStep>
+inline void prefetch_ahead(const std::byte* data, const std::byte* end, int bytes, int64_t stride) {
+  constexpr int64_t kAhead = 1024;
+  auto at = reinterpret_cast<uintptr_t>(data);  // may lie beyond the matrix: not a pointer
+  if constexpr (kRows == 0) {
+    at += kStep * stride;
+  } else {
+    at += kAhead;
+    if (at >= reinterpret_cast<uintptr_t>(end)) at += (kStep - 1) * stride;
+  }
+  for (int line = 0; line < bytes; line += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(at + line), 0, kRows == 0 ? 2 : 3);
+}
+
 // The outputs of kPanels vectors from panel `panel` on, for all rows of the tile.
 template <class Weights, int kRows, int kPanels>
 inline void gemm_panels(const GemmArgs& args, int64_t panel) {
   constexpr int kVectorPanels = Vec::kLanes / kPanelRows;
+  constexpr int kStep = kPanels * kVectorPanels;  // panels of one call
   constexpr FormatInfo kInfo = Weights::kInfo;
   const int rows = kRows ? kRows : args.a.rows;
   const PackedMatrix& b = args.b;
@@ -140,44 +205,26 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
     for (int p = 0; p < kPanels; ++p) sums[row][p] = Vec::zero();
 
   const int64_t blocks = b.k_padded / kBlock;
-  const int64_t per_group = b.group_size ? b.group_size / kBlock : blocks;
   int64_t block = 0;
-  for (int64_t begin = 0; block < blocks; begin += per_group) {
-    const int64_t end = begin + per_group < blocks ? begin + per_group : blocks;
-    for (int sub = 0; block < end; ++sub, ++block) {
-      if constexpr (!kRows && requires { Weights::kMultipliesTile; }) {
-        // A target's own instructions for a whole tile, in a struct derived from the format's.
-        Weights::multiply(data, header, sub, stride, args.a, block, sums);
-      } else if constexpr (Weights::kInteger && kRows == 0) {
-        multiply_many<Weights>(data, header, sub, stride, args.a, block, sums);
-      } else if constexpr (Weights::kInteger) {
-        for (int p = 0; p < kPanels; ++p)
-          multiply_few<Weights>(data[p], header[p], sub, stride, args.a, block, p, sums);
-      } else {
-        const float* a = static_cast<const float*>(args.a.data) + block * rows * kBlock;
-        if constexpr (kRows) {
-          multiply_rows<kRows>(
-              a, [&](int k, int p) { return Weights::load(data[p], k, header[p], stride); }, sums);
-        } else {
-          Vec::F w[kBlock][kPanels];
-          for (int k = 0; k < kBlock; ++k)
-            for (int p = 0; p < kPanels; ++p)
-              w[k][p] = Weights::load(data[p], k, header[p], stride);
-          // Shares that differ by at most one row: no short one at the end.
-          const int shares = (rows + kMaxFloatRows - 1) / kMaxFloatRows;
-          for (int share = 0, row = 0; share < shares; ++share) {
-            const int count = (rows - row) / (shares - share);
-            with_rows<kMaxFloatRows>(count, [&](auto constant) {
-              multiply_rows<constant>(
-                  a + row * kBlock, [&](int k, int p) { return w[k][p]; }, sums + row);
-            });
-            row += count;
-          }
-        }
-      }
-      for (int p = 0; p < kPanels; ++p) data[p] += kInfo.data_bytes;
+  const auto multiply_next = [&](int sub) {
+    multiply_block<Weights, kRows>(data, header, sub, stride, args.a, block++, sums);
+    for (int p = 0; p < kPanels; ++p) {
+      const std::byte* const end = b.data + (panel + p * kVectorPanels + 1) * stride;
+      for (int vector_panel = 0; vector_panel < kVectorPanels; ++vector_panel)
+        prefetch_ahead<kRows, kStep>(data[p] + vector_panel * stride, end + vector_panel * stride,
+                                     kInfo.data_bytes, stride);
+      data[p] += kInfo.data_bytes;
     }
+  };
+  const auto next_group = [&] {
     for (int p = 0; p < kPanels; ++p) header[p] += kInfo.header_bytes;
+  };
+  if constexpr (kInfo.group == kBlock) {
+    for (; block < blocks; next_group()) multiply_next(0);
+  } else {
+    const int64_t per_group = b.group_size ? b.group_size / kBlock : blocks;
+    for (int64_t end = per_group; block < blocks; end += per_group, next_group())
+      for (int sub = 0; block < end && block < blocks; ++sub) multiply_next(sub);
   }
 
   for (int p = 0; p < kPanels; ++p) {

@@ -13,6 +13,7 @@
 #include <iterator>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "kt/half.h"
 #include "kt/kernels.h"
