@@ -16,9 +16,11 @@ struct Float32 : FloatWeights {
                                        .weight_error = 0.0f,
                                        .layout = "data float32 [K][8]"};
 
-  static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
-    return Vec::load_f32(block + k * 32, stride);
-  }
+  struct Block : PackedBlock {
+    void load4(int k, Vec::F (&w)[4]) const {
+      for (int i = 0; i < 4; ++i) w[i] = Vec::load_f32(data + (k + i) * 32, stride);
+    }
+  };
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     const FloatRow from = float_row(args, row);
     for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
@@ -45,10 +47,15 @@ struct Bf16 : FloatWeights {
                                        .weight_error = 0.00166f,
                                        .layout = "data bfloat16 [K/2][8][2]"};
 
-  static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
-    const Vec::I pairs = Vec::load_i(block + k / 2 * 32, stride);
-    return k % 2 == 0 ? Vec::even_bf16(pairs) : Vec::odd_bf16(pairs);
-  }
+  struct Block : PackedBlock {
+    void load4(int k, Vec::F (&w)[4]) const {
+      for (int i = 0; i < 4; i += 2) {
+        const Vec::I pairs = Vec::load_i(data + (k + i) / 2 * 32, stride);
+        w[i] = Vec::even_bf16(pairs);
+        w[i + 1] = Vec::odd_bf16(pairs);
+      }
+    }
+  };
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     const FloatRow from = float_row(args, row);
     for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
@@ -76,9 +83,11 @@ struct F16 : FloatWeights {
                                        .weight_error = 0.00021f,
                                        .layout = "data float16 [K][8]"};
 
-  static Vec::F load(const std::byte* block, int k, const std::byte*, int64_t stride) {
-    return Vec::load_f16(block + k * 16, stride);
-  }
+  struct Block : PackedBlock {
+    void load4(int k, Vec::F (&w)[4]) const {
+      for (int i = 0; i < 4; ++i) w[i] = Vec::load_f16(data + (k + i) * 16, stride);
+    }
+  };
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     const FloatRow from = float_row(args, row);
     for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
@@ -110,10 +119,12 @@ struct Fp8 : FloatWeights {
       .weight_error = 0.026f,
       .layout = "header float32 [K/128], data e4m3 [K][8]; scale * value"};
 
-  static Vec::F load(const std::byte* block, int k, const std::byte* group, int64_t stride) {
-    // load_fp8 gives value / 256 (its exponent as that of an f16); 256 is exact in the scale.
-    const Vec::F scale = Vec::mul(Vec::load_each(group, stride), Vec::set1(256.0f));
-    return Vec::mul(Vec::load_fp8(block + k * 8, stride), scale);
+  static constexpr bool kScaled = true;
+
+  using Block = Vec::Fp8Block;
+  static Vec::F scale(const std::byte* group, int, int64_t stride) {
+    // What Fp8Block divides by is exact in the scale.
+    return Vec::mul(Vec::load_each(group, stride), Vec::set1(256.0f));
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     const int k = args.into.k;

@@ -7,7 +7,9 @@
 //   kInfo                              the facts (kt/formats.h)
 //   pack_row(args, row, panel)         writes one row into its lane; row < 0 is a row of zeros
 // and, for float formats,
-//   load(block, k, group, stride)      weights k < 32 of a block, as floats, of every lane
+//   Block                           a block's weights: set(block, stride), then load4(k, w) gives
+//                                   k .. k + 3 of every lane as floats; k is a multiple of 4
+//   kScaled                         value = scale(group, sub, stride) * weight
 // or, for integer formats,
 //   unpack(block, stride, w)        8 vectors of bytes: w[j] holds k = 4j .. 4j + 3 of each lane
 //   scale(group, sub, stride)       value = scale * (dot product of bytes - offset) ...
@@ -91,7 +93,13 @@ inline T get(const void* from) {
 
 // Parts that several formats are made of, to be inherited.
 struct FloatWeights {
-  static constexpr bool kInteger = false;
+  static constexpr bool kInteger = false, kScaled = false;
+  struct PackedBlock {  // weights that need no preparation
+    const std::byte* data;
+    int64_t stride;
+
+    void set(const std::byte* block, int64_t panel_stride) { data = block, stride = panel_stride; }
+  };
 };
 
 struct SignedBytes {  // int8 weights

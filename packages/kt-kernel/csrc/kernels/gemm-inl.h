@@ -2,18 +2,20 @@
 // The only matrix-multiply loop nest, for every weight format and number of rows. How a format's
 // bytes become operands is csrc/formats; who computes which range is csrc/core. Textual.
 //
-// For one or a few vectors of outputs (kLanes / 8 panels each) at a time, blocks of 32 of K ascend; a
-// block's weights are unpacked once and meet all rows of the tile. Every output therefore sums K in one
-// order (floats: k ascending in one chain; integers: exact inside a block, blocks ascending in one
-// chain), with the same operations whatever the number of rows: a row's bits do not depend on its
-// company.
+// For one or a few vectors of outputs (kLanes / 8 panels each) at a time, blocks of 32 of K ascend;
+// a block's weights are unpacked once and meet all rows of the tile. Every output therefore sums K
+// in one order (floats: k ascending in one chain; integers: exact inside a block, blocks ascending
+// in one chain), with the same operations whatever the number of rows: a row's bits do not depend
+// on its company.
 
 // kRows rows known at compile time keep their sums in registers; 0: as many as the tile has, whose
 // sums live in the first-level cache.
-inline constexpr int kMaxFloatRows = 6;    // 6 x 2 sums, 2 weights and a broadcast fill 15 of 16
+// Floats: 3 rows x 4 vectors of sums hide the latency of fma (4 cycles, two at a time) and fill 16
+// registers with 3 activations and a weight.
+inline constexpr int kFloatRows = 3;
 
-// Calls body(std::integral_constant) for 0 <= index < kCount, indices being constants so that arrays
-// indexed by them stay in registers.
+// Calls body(std::integral_constant) for 0 <= index < kCount, indices being constants so that
+// arrays indexed by them stay in registers.
 template <int kCount, class Body>
 inline void unrolled(Body&& body) {
   [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) {
@@ -97,29 +99,26 @@ inline void multiply_many(const std::byte* const (&data)[kPanels],
     const int64_t at = index * act.rows + row;
     Vec::I dots[kPanels];
     Block::multiply(blocks, static_cast<const uint8_t*>(act.data) + at * kBlock, dots);
-    for (int p = 0; p < kPanels; ++p)
-      sums[row][p] = scales[p].add(sums[row][p], dots[p], act, at);
+    for (int p = 0; p < kPanels; ++p) sums[row][p] = scales[p].add(sums[row][p], dots[p], act, at);
   }
 }
 
-// One block of float products for kRows neighbouring rows; weight(k, p) gives a vector of panel p.
-template <int kRows, int kPanels, class Weight>
-inline void multiply_rows(const float* a, Weight weight, Vec::F (*sums)[kPanels]) {
+// Sums of kRows rows and kPanels vectors of float products, in registers for the time of a block.
+// Weights with a scale are summed by themselves and scaled once.
+template <int kRows, int kPanels, bool kScaled>
+struct FloatSums {
   Vec::F local[kRows][kPanels];
-  for (int row = 0; row < kRows; ++row)
-    for (int p = 0; p < kPanels; ++p) local[row][p] = sums[row][p];
-#pragma GCC unroll 4
-  for (int k = 0; k < kBlock; ++k) {
-    Vec::F w[kPanels];
-    for (int p = 0; p < kPanels; ++p) w[p] = weight(k, p);
-    for (int row = 0; row < kRows; ++row) {
-      const Vec::F x = Vec::set1(a[row * kBlock + k]);
-      for (int p = 0; p < kPanels; ++p) local[row][p] = Vec::fma(x, w[p], local[row][p]);
-    }
+
+  explicit FloatSums(const Vec::F (*sums)[kPanels]) {
+    for (int row = 0; row < kRows; ++row)
+      for (int p = 0; p < kPanels; ++p) local[row][p] = kScaled ? Vec::zero() : sums[row][p];
   }
-  for (int row = 0; row < kRows; ++row)
-    for (int p = 0; p < kPanels; ++p) sums[row][p] = local[row][p];
-}
+  void finish(const Vec::F (&scale)[kPanels], Vec::F (*sums)[kPanels]) const {
+    for (int row = 0; row < kRows; ++row)
+      for (int p = 0; p < kPanels; ++p)
+        sums[row][p] = kScaled ? Vec::fma(scale[p], local[row][p], sums[row][p]) : local[row][p];
+  }
+};
 
 // Calls body(std::integral_constant) with `rows` in [1, kMost] as a constant.
 template <int kMost, class Body>
@@ -128,6 +127,72 @@ inline void with_rows(int rows, Body&& body) {
     if (rows < kMost) return with_rows<kMost - 1>(rows, body);
   }
   body(std::integral_constant<int, kMost>{});
+}
+
+// One block of float products for all rows of a tile. A function by itself, so that nothing else is
+// in the registers, which the sums need.
+template <int kPanels, bool kScaled>
+__attribute__((noinline)) void multiply_floats(const float* a, int rows,
+                                               const Vec::F (&w)[kBlock][kPanels],
+                                               const Vec::F (&scale)[kPanels],
+                                               Vec::F (*sums)[kPanels]) {
+  // Shares that differ by at most one row: no short one at the end.
+  const int shares = (rows + kFloatRows - 1) / kFloatRows;
+  for (int share = 0; share < shares; ++share) {
+    const int count = rows / (shares - share);
+    with_rows<kFloatRows>(count, [&](auto constant) {
+      FloatSums<constant, kPanels, kScaled> products(sums);
+#pragma GCC unroll 4
+      for (int k = 0; k < kBlock; ++k) {
+        Vec::F x[constant];
+        for (int row = 0; row < constant; ++row) x[row] = Vec::set1(a[row * kBlock + k]);
+        for (int p = 0; p < kPanels; ++p)
+          for (int row = 0; row < constant; ++row)
+            products.local[row][p] = Vec::fma(x[row], w[k][p], products.local[row][p]);
+      }
+      products.finish(scale, sums);
+    });
+    rows -= count, a += count * kBlock, sums += count;
+  }
+}
+
+// One block of float products. Few rows meet the weights as they are loaded; for many, those are
+// made floats once and kept in the first-level cache.
+template <class Weights, int kRows, int kPanels>
+inline void multiply_float_block(const std::byte* const (&data)[kPanels],
+                                 const std::byte* const (&header)[kPanels], int sub, int64_t stride,
+                                 const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
+  const float* a = static_cast<const float*>(act.data) + index * act.rows * kBlock;
+  Vec::F scale[kPanels];
+  typename Weights::Block blocks[kPanels];
+  for (int p = 0; p < kPanels; ++p) {
+    if constexpr (Weights::kScaled) scale[p] = Weights::scale(header[p], sub, stride);
+    blocks[p].set(data[p], stride);
+  }
+  if constexpr (kRows) {
+    FloatSums<kRows, kPanels, Weights::kScaled> products(sums);
+    for (int k = 0; k < kBlock; k += 4) {
+      unrolled<kPanels>([&](auto p) {
+        Vec::F w[4];
+        blocks[p].load4(k, w);
+        for (int i = 0; i < 4; ++i)
+          for (int row = 0; row < kRows; ++row)
+            products.local[row][p] =
+                Vec::fma(Vec::set1(a[row * kBlock + k + i]), w[i], products.local[row][p]);
+      });
+    }
+    products.finish(scale, sums);
+  } else {
+    Vec::F w[kBlock][kPanels];
+    for (int p = 0; p < kPanels; ++p) {
+      for (int k = 0; k < kBlock; k += 4) {
+        Vec::F four[4];
+        blocks[p].load4(k, four);
+        for (int i = 0; i < 4; ++i) w[k + i][p] = four[i];
+      }
+    }
+    multiply_floats<kPanels, Weights::kScaled>(a, act.rows, w, scale, sums);
+  }
 }
 
 // One block of all rows and panels, by the way that suits format and number of rows.
@@ -145,26 +210,7 @@ inline void multiply_block(const std::byte* const (&data)[kPanels],
       multiply_few<Weights, kRows, p>(data[p], header[p], sub, stride, act, index, sums);
     });
   } else {
-    const int rows = kRows ? kRows : act.rows;
-    const float* a = static_cast<const float*>(act.data) + index * rows * kBlock;
-    if constexpr (kRows) {
-      multiply_rows<kRows>(
-          a, [&](int k, int p) { return Weights::load(data[p], k, header[p], stride); }, sums);
-    } else {
-      Vec::F w[kBlock][kPanels];
-      for (int k = 0; k < kBlock; ++k)
-        for (int p = 0; p < kPanels; ++p) w[k][p] = Weights::load(data[p], k, header[p], stride);
-      // Shares that differ by at most one row: no short one at the end.
-      const int shares = (rows + kMaxFloatRows - 1) / kMaxFloatRows;
-      for (int share = 0, row = 0; share < shares; ++share) {
-        const int count = (rows - row) / (shares - share);
-        with_rows<kMaxFloatRows>(count, [&](auto constant) {
-          multiply_rows<constant>(
-              a + row * kBlock, [&](int k, int p) { return w[k][p]; }, sums + row);
-        });
-        row += count;
-      }
-    }
+    multiply_float_block<Weights, kRows>(data, header, sub, stride, act, index, sums);
   }
 }
 
@@ -265,10 +311,8 @@ inline void gemm(const GemmArgs& args) {
     if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
     with_rows<kFewRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
   } else {
-    // A single row has one chain of additions per vector: four hide the latency of fma (4 cycles).
-    if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
-    if (args.a.rows > kMaxFloatRows) return gemm_range<Weights, 0, 2>(args);
-    with_rows<kMaxFloatRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 2>(args); });
+    if (args.a.rows > kFloatRows) return gemm_range<Weights, 0, 4>(args);
+    with_rows<kFloatRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 4>(args); });
   }
 }
 

@@ -49,7 +49,8 @@ struct Dot {
           sums[p][j / kChain] = dpbusd(sums[p][j / kChain], x, blocks[p].w_[j]);
       }
       for (int p = 0; p < kPanels; ++p)
-        dots[p] = kHalves ? scaled(sums[p][0], sums[p][kChains - 1], blocks[p].scales_) : sums[p][0];
+        dots[p] =
+            kHalves ? scaled(sums[p][0], sums[p][kChains - 1], blocks[p].scales_) : sums[p][0];
     }
 
    private:

@@ -34,8 +34,8 @@ struct Dot {
 
   // Here the activations are the unsigned operand: the weights may then stay in memory, and one
   // broadcast serves every panel. Activations 128 too high make every int16 sum too large by what
-  // `bias_` holds. Sums wrap around without harm, because kChain * 2 * kMagnitude * 127, the largest
-  // after the bias is gone, fits; one vpmaddubsw by itself reaches 2 * 255 * 32.
+  // `bias_` holds. Sums wrap around without harm, because kChain * 2 * kMagnitude * 127, the
+  // largest after the bias is gone, fits; one vpmaddubsw by itself reaches 2 * 255 * 32.
   template <int kMagnitude, bool kHalves>
   class Block {
     // Bytes of full range are two planes: 16 * high + low, of magnitudes 8 and 15.
@@ -79,7 +79,8 @@ struct Dot {
         for (int i = 0; i < kChain; ++i) {
           const int j = c * kChain + i;
           I x = Vec::broadcast4(a + 4 * j);
-          for (int s = 0; i > 0 && s < kPanels * kPlanes; ++s) __asm__("" : "+x"(x) : "x"(sums[s]));
+          // or else gcc would broadcast all eight at first and spill the sums
+          for (int s = 0; i > 0 && s < kPanels * kPlanes; ++s) Vec::order(x, sums[s]);
 #pragma GCC unroll 4
           for (int s = 0; s < kPanels * kPlanes; ++s) {
             const Block& block = blocks[s / kPlanes];

@@ -147,12 +147,29 @@ struct Vec {
     return _mm256_castsi256_ps(
         _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7fc00000))));
   }
-  static F load_fp8(const std::byte* p, int64_t) {
-    // The byte in the upper half, one place to the right, its sign kept: an f16 / 256.
-    const __m128i high = _mm_unpacklo_epi8(_mm_setzero_si128(), load8(p));
-    const __m128i keep = _mm_set1_epi16(static_cast<int16_t>(0xbfff));
-    return _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(high, 1), keep));
-  }
+  // A block of e4m3 / 256 as f16: the byte in the upper half, one place to the right, its sign
+  // kept. In memory, because from there vcvtph2ps does without the one port that shuffles.
+  class Fp8Block {
+   public:
+    void set(const std::byte* p, int64_t) {
+      const I keep = _mm256_set1_epi16(static_cast<int16_t>(0xbfff));
+      for (int i = 0; i < 16; i += 2) {
+        const I bytes = load_i(p + 16 * i);
+        const I even = _mm256_srai_epi16(_mm256_unpacklo_epi8(zero_i(), bytes), 1);
+        const I odd = _mm256_srai_epi16(_mm256_unpackhi_epi8(zero_i(), bytes), 1);
+        f16_[i] = _mm256_and_si256(even, keep);
+        f16_[i + 1] = _mm256_and_si256(odd, keep);
+      }
+      __asm__("" : "+m"(f16_));  // or else gcc would shuffle
+    }
+    void load4(int k, F (&w)[4]) const {
+      const auto* f16 = reinterpret_cast<const uint16_t*>(f16_) + 8 * k;
+      for (int i = 0; i < 4; ++i) w[i] = load_f16(f16 + 8 * (i / 2 + i % 2 * 2));
+    }
+
+   private:
+    I f16_[16];  // K = 0, 2; 1, 3; 4, 6; …
+  };
   static F load_each(const std::byte* p, int64_t) {
     float x;
     std::memcpy(&x, p, sizeof x);
@@ -176,6 +193,8 @@ struct Vec {
   static I add32(I a, I b) { return _mm256_add_epi32(a, b); }
   static I abs8(I x) { return _mm256_abs_epi8(x); }
   static I sign8(I x, I s) { return _mm256_sign_epi8(x, s); }
+  // Says to the compiler that `later` depends on `earlier`.
+  static void order(I& later, const I& earlier) { __asm__("" : "+x"(later) : "x"(earlier)); }
   static I both_low16(I x) { return _mm256_blend_epi16(x, _mm256_slli_epi32(x, 16), 0xaa); }
   static I both_high16(I x) { return _mm256_blend_epi16(_mm256_srli_epi32(x, 16), x, 0xaa); }
 

@@ -129,11 +129,22 @@ struct Vec {
     bits = _mm512_mask_blend_epi32(zero, bits, _mm512_set1_epi32(0x00400000));
     return _mm512_castsi512_ps(_mm512_mask_blend_epi32(nan, bits, _mm512_set1_epi32(0x7fc00000)));
   }
-  static F load_fp8(const std::byte* p, int64_t stride) {
-    const __m256i high = _mm256_slli_epi16(_mm256_cvtepu8_epi16(load8(p, stride)), 8);
-    const __m256i keep = _mm256_set1_epi16(static_cast<int16_t>(0xbfff));
-    return _mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(high, 1), keep));
-  }
+  class Fp8Block {
+   public:
+    void set(const std::byte* p, int64_t stride) {
+      const __m256i keep = _mm256_set1_epi16(static_cast<int16_t>(0xbfff));
+      for (int k = 0; k < kBlock; ++k) {
+        const __m256i words = _mm256_cvtepu8_epi16(load8(p + 8 * k, stride));
+        f16_[k] = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(words, 8), 1), keep);
+      }
+    }
+    void load4(int k, F (&w)[4]) const {
+      for (int i = 0; i < 4; ++i) w[i] = _mm512_cvtph_ps(f16_[k + i]);
+    }
+
+   private:
+    __m256i f16_[kBlock];
+  };
   static F load_each(const std::byte* p, int64_t stride) {
     float x[2];
     std::memcpy(&x[0], p, sizeof(float));
@@ -160,6 +171,11 @@ struct Vec {
   static I abs8(I x) { return _mm512_abs_epi8(x); }
   static I sign8(I x, I s) {  // for s != 0: dot_maddubs.h multiplies the result by |s|
     return _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(s), zero_i(), x);
+  }
+  static void order(I& later, const I& earlier) {
+#ifndef KT_EMULATED  // whose I is no register
+    __asm__("" : "+v"(later) : "v"(earlier));
+#endif
   }
   static I both_low16(I x) { return halves(x, _mm512_slli_epi32(x, 16)); }
   static I both_high16(I x) { return halves(_mm512_srli_epi32(x, 16), x); }

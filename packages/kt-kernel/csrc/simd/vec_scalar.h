@@ -169,14 +169,21 @@ struct Vec {
     }
     return x;
   }
-  static F load_fp8(const std::byte* p, int64_t) {  // e4m3 / 256; NaN codes are not looked for
-    F x;
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t byte = static_cast<uint8_t>(p[i]);
-      x[i] = kt::f16_to_float(static_cast<uint16_t>((byte & 0x80) << 8 | (byte & 0x7f) << 7));
+  // The weights of a block of e4m3, divided by 256; NaN codes are not looked for.
+  class Fp8Block {
+   public:
+    void set(const std::byte* p, int64_t) { bytes_ = p; }
+    void load4(int k, F (&w)[4]) const {
+      for (int i = 0; i < 32; ++i) {
+        const uint32_t byte = static_cast<uint8_t>(bytes_[8 * k + i]);
+        w[i / 8][i % 8] =
+            kt::f16_to_float(static_cast<uint16_t>((byte & 0x80) << 8 | (byte & 0x7f) << 7));
+      }
     }
-    return x;
-  }
+
+   private:
+    const std::byte* bytes_;
+  };
   static F load_each(const std::byte* p, int64_t) {
     float x;
     std::memcpy(&x, p, sizeof x);

@@ -24,8 +24,8 @@ struct Range {
 // enough that their activations (64 KiB at K = 2048) stay in the second-level cache.
 inline constexpr int kTileRows = 32;
 
-// Up to this many rows are multiplied with a block's weights as they are unpacked. With more of them
-// it pays to prepare the weights first and to make the activations the unsigned operand of the
+// Up to this many rows are multiplied with a block's weights as they are unpacked. With more of
+// them it pays to prepare the weights first and to make the activations the unsigned operand of the
 // instructions that multiply bytes; tiles of more rows store them 128 higher for that.
 inline constexpr int kFewRows = 4;
 
