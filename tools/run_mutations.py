@@ -55,13 +55,14 @@ class Mutation:
 
 
 AVX2 = "simd/vec_avx2.h"
+MADDUBS = "simd/dot_maddubs.h"
 TILES = "kernels/tiles-inl.h"  # as run on emulated tiles
 MUTATIONS = (
     Mutation(
         "chain_of_u5_too_long",
-        AVX2,
-        "return dot_chained<31, 4>(w, a);",
-        "return dot_chained<15, 8>(w, a);",
+        MADDUBS,
+        "return Vec::add32(widen(chain<31, 4>(w, a)), widen(chain<31, 4>(w + 4, a + 16)));",
+        "return widen(chain<15, 8>(w, a));",
         "test_extremes.py",
         "avx2 and q5_k",
     ),
@@ -75,9 +76,9 @@ MUTATIONS = (
     ),
     Mutation(
         "sign_of_weights_lost",
-        AVX2,
-        "_mm256_sign_epi8(broadcast4(a + 4 * j), w[j])",
-        "broadcast4(a + 4 * j)",
+        MADDUBS,
+        "Vec::sign8(Vec::broadcast4(a + 4 * j), w[j])",
+        "Vec::broadcast4(a + 4 * j)",
         "test_linear.py",
         "avx2 and matches and int8",
     ),
@@ -91,17 +92,33 @@ MUTATIONS = (
     ),
     Mutation(
         "sub_scales_of_q6_k_of_the_wrong_half",
-        AVX2,
+        MADDUBS,
         "j < 4 ? low : high",
         "j < 6 ? low : high",
         "test_linear.py",
         "avx2 and matches and q6_k",
     ),
     Mutation(
+        "bias_of_many_rows_kept",
+        MADDUBS,
+        "Vec::sub16(product, block.bias_[s % kPlanes][c])",
+        "product",
+        "test_linear.py",
+        "avx2 and matches and int4",
+    ),
+    Mutation(
+        "upper_plane_of_bytes_halved",
+        MADDUBS,
+        "Vec::madd16(sums[p * 2 + 1], Vec::set1_i(0x00100010))",
+        "Vec::madd16(sums[p * 2 + 1], Vec::set1_i(0x00080008))",
+        "test_linear.py",
+        "avx2 and matches and q8_0",
+    ),
+    Mutation(
         "sign_of_fp8_lost",
         AVX2,
-        "_mm_set1_epi16(static_cast<int16_t>(0xbfff))",
-        "_mm_set1_epi16(static_cast<int16_t>(0x3fff))",
+        "_mm256_set1_epi16(static_cast<int16_t>(0xbfff))",
+        "_mm256_set1_epi16(static_cast<int16_t>(0x3fff))",
         "test_linear.py",
         "avx2 and matches and fp8",
     ),
@@ -156,8 +173,8 @@ MUTATIONS = (
     Mutation(
         "rows_above_16_multiplied_as_the_first",
         TILES,
-        "product<1>(a + kTileMaxRows * kBlock, dots + kTileMaxRows)",
-        "product<1>(a, dots + kTileMaxRows)",
+        "product<1>(start, a + kTileMaxRows * kBlock, dots + kTileMaxRows)",
+        "product<1>(start, a, dots + kTileMaxRows)",
         "test_linear.py",
         "amx_emu and matches and int8",
     ),
@@ -171,9 +188,9 @@ MUTATIONS = (
     ),
     Mutation(
         "minimum_forgotten",
-        "kernels/gemm-inl.h",
-        "if constexpr (Weights::kHasMinimum)",
-        "if constexpr (false)",
+        "kernels/block_int-inl.h",
+        "minimum = operands;",
+        "minimum = Vec::zero();",
         "test_linear.py",
         "matches and q4_1",
     ),

@@ -152,7 +152,7 @@ def e4m3(codes: np.ndarray) -> np.ndarray:
 def _fp8(source: Source, _: int):
     n, k = source.weight.shape
     scale = np.repeat(np.repeat(source.scales, 128, axis=0), 128, axis=1)[:n, :k]
-    return (e4m3(source.weight) * scale.astype(F64)).astype(F32).astype(F64), None, None
+    return e4m3(source.weight) * scale.astype(F64), None, None
 
 
 def _with_scales(offset: int):

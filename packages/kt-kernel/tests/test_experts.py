@@ -50,6 +50,15 @@ def test_put_piece_by_piece_from_threads_is_pack(pool, rng):
     assert np.array_equal(layer.forward(packed, pool), layer.forward(pieces, pool))
 
 
+def test_experts_without_a_gate_take_neither_its_weight_nor_its_bias():
+    experts = Experts.empty(3, 16, 8, gate=None, up="int8", down="int8")
+    rule = r"projection must be up or down of experts without a gate; got gate$"
+    with pytest.raises(ValueError, match=r"^\[experts.put\] " + rule):
+        experts.put(0, "gate", GATE[0])
+    with pytest.raises(ValueError, match=r"^\[experts.put_bias\] " + rule):
+        experts.put_bias("gate", np.zeros((3, 8), np.float32))
+
+
 @pytest.mark.parametrize("kind", ["uint16", "ml_dtypes", "torch"])
 def test_bfloat16_weights_of_every_kind(kind, pool, rng):
     layer = MoeLayer(MOE[1], rng)

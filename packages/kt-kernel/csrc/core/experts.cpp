@@ -71,16 +71,21 @@ void Experts::put(int expert, Projection projection, const Source& weight) {
       "experts.put", writable_,
       "experts must be ones that Experts.empty or Experts.pack made; got loaded ones, which are "
       "read-only");
-  KT_CHECK("experts.put", gated_ || projection != Projection::gate,
-           "projection must be up or down of experts without a gate; got gate");
+  check_projection("experts.put", projection);
   const PackedMatrix into = matrix(expert, projection);
   pack_panels("experts.put", weight, into, {0, into.n_padded / kPanelRows});
   present_[static_cast<size_t>(expert) * 3 + static_cast<int>(projection)] = 1;
 }
 
 void Experts::put_bias(Projection projection, const float* bias) {
+  check_projection("experts.put_bias", projection);
   const int p = static_cast<int>(projection);
   biases_[p].assign(bias, bias + static_cast<size_t>(num_experts_) * shapes_[p].n);
+}
+
+void Experts::check_projection(const char* op, Projection projection) const {
+  KT_CHECK(op, gated_ || projection != Projection::gate,
+           "projection must be up or down of experts without a gate; got gate");
 }
 
 const float* Experts::bias(int expert, Projection projection) const {

@@ -110,13 +110,16 @@ void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, fl
          [scratch, acts, x, dtype, mode, row_bytes, gemm](Worker& worker, int64_t live) {
            const Kernels& table = kernels();
            const int k = gemm.b.k, k_padded = gemm.b.k_padded;
+           // Tiles as even as can be, because small ones are slow.
+           const int64_t tiles = ceil_div(live, kTileRows);
+           const int64_t tile_rows = ceil_div(live, std::max<int64_t>(1, tiles));
            const auto tile_of = [&](int64_t first) {
-             const int count = static_cast<int>(std::min<int64_t>(kTileRows, live - first));
+             const int count = static_cast<int>(std::min(tile_rows, live - first));
              return act_tile(mode, count, k_padded, acts + first * row_bytes);
            };
            worker.parallel_for(live, 1, [&](int64_t begin, int64_t end) {
              for (int64_t row = begin; row < end; ++row) {
-               const int64_t within = row % kTileRows;
+               const int64_t within = row % tile_rows;
                table.prepare_rows({element(x, dtype, row * k),
                                    dtype,
                                    k,
@@ -127,8 +130,7 @@ void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, fl
              }
            });
            const int64_t panels = gemm.b.n_padded / kPanelRows;
-           const int64_t tiles = ceil_div(live, kTileRows);
-           const int64_t products = std::min<int64_t>(live, kTileRows) * k_padded * kPanelRows;
+           const int64_t products = tile_rows * k_padded * kPanelRows;
            const int64_t chunk =
                std::max<int64_t>(1, kChunkProducts / std::max<int64_t>(1, products) / kChunkPairs) *
                kChunkPairs;
@@ -136,7 +138,7 @@ void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, fl
            worker.parallel_for(ceil_div(panels, chunk) * tiles, 1, [&](int64_t begin, int64_t end) {
              GemmArgs part = gemm;
              for (int64_t unit = begin; unit < end; ++unit) {
-               const int64_t panel = unit / tiles * chunk, row = unit % tiles * kTileRows;
+               const int64_t panel = unit / tiles * chunk, row = unit % tiles * tile_rows;
                part.a = tile_of(row);
                part.panels = {panel, std::min(panel + chunk, panels)};
                part.c = gemm.c + row * gemm.c_stride + panel * kPanelRows;

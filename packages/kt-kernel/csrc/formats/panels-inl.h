@@ -18,7 +18,7 @@
 //   kHasHalves                      operands are the int16 scales of a block's halves
 // for few rows
 //   dot(products, sums, operands)   the exact int32 dot product with 32 activations, less offset;
-//                                   products (gemm-inl.h) multiply w as s8, u4, u5 or u6
+//                                   products (block_int-inl.h) multiply w as s8, u4, u5 or u6
 // and for many
 //   center(operands, w)             takes the offset from the bytes themselves
 //   kMagnitude                      the largest magnitude of what center() leaves

@@ -86,6 +86,7 @@ class Experts {
   // Everything but the storage.
   Experts(const char* op, int num_experts, int hidden_size, int intermediate_size,
           std::optional<Format> gate, Format up, Format down, int group_size);
+  void check_projection(const char* op, Projection projection) const;  // throws if there is none
 
   int num_experts_, hidden_size_, intermediate_size_, group_size_;
   bool gated_;

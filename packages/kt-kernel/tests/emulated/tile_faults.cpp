@@ -35,20 +35,21 @@ int run(std::string_view what) {
   if (what != "no configuration") Tile::configure(config);
   if (what == "unused tile") Tile::zero<5>();
   if (what == "released") Tile::release();
-  alignas(64) int8_t a[3][8], b[2][64];
+  alignas(64) uint8_t a[3][8];
+  alignas(64) int8_t b[2][64];
   alignas(64) int32_t sums[3][16];
   for (int m = 0; m < 3; ++m)
-    for (int k = 0; k < 8; ++k) a[m][k] = static_cast<int8_t>(40 * m - 7 * k - 100 * (k % 2));
+    for (int k = 0; k < 8; ++k) a[m][k] = static_cast<uint8_t>(40 * m - 7 * k - 100 * (k % 2));
   for (int k = 0; k < 8; ++k)
     for (int n = 0; n < 16; ++n) b[k / 4][4 * n + k % 4] = static_cast<int8_t>(11 * k - 8 * n);
   Tile::zero<0>();
   Tile::load<1>(a, 8);
   Tile::load<2>(b, 64);
   if (what == "same tile")
-    Tile::dot_s8<0, 1, 1>();
+    Tile::dot_u8s8<0, 1, 1>();
   else
-    Tile::dot_s8<0, 1, 2>();
-  Tile::dot_s8<0, 1, 2>();  // sums go on
+    Tile::dot_u8s8<0, 1, 2>();
+  Tile::dot_u8s8<0, 1, 2>();  // sums go on
   Tile::store<0>(sums, 64);
   Tile::release();
   for (int m = 0; m < 3; ++m)
