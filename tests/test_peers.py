@@ -236,8 +236,10 @@ def test_rounds_alternate_and_leave_out_the_waking_call(
 ) -> None:
     log: list[str] = []
     children: Any = [ScriptedChild(name, experts, s, log) for name, s in (("a", 0.01), ("b", 0.03))]
-    a, b = alternate(children, [1e-5, 1e-5], SHAPE, "F32", experts, 3, 4, tmp_path)
-    assert log == ["a", "b", *"abbaabba"]  # one check each, then the rounds
+    a, b = alternate(
+        children, [1e-5, 1e-5], SHAPE, "F32", experts, 3, 4, tmp_path, lambda: log.append("|")
+    )
+    assert log == ["a", "b", *"|abb|a|abb|a"]  # one check each, then the rounds
     assert a.seconds == [0.01] * 4
     assert b.seconds == [0.03] * 4
     assert 2 <= a.experts_touched <= 6  # 3 tokens, top-2
@@ -257,7 +259,7 @@ def test_a_peer_that_computes_something_else_is_refused(
 
 def test_a_call_that_fills_a_round_counts_at_once(experts: list[Expert], tmp_path: Path) -> None:
     child: Any = ScriptedChild("long", experts, 9.0, [])
-    (one,) = alternate([child], [1e-5], SHAPE, "F32", experts, 1, 2, tmp_path)
+    (one,) = alternate([child], [1e-5], SHAPE, "F32", experts, 1, 2, tmp_path, lambda: None)
     assert one.seconds == [10.0] * 2
 
 
@@ -286,15 +288,14 @@ def block() -> Block:
         row(OURS, "q4_0", 1, 512, [6e-3] * 3),
         row("llama.cpp", "Q4_0", 2, 512, [12e-3] * 3),
     ]
-    after = Limits(20, 200, 100, 1.5, 2.0, 2.0)  # the mean is what counts
     return Block(
         SHAPE,
         "avx2",
         "Q4_0",
         [
-            Batch(1, LIMITS, after, decode),
-            Batch(4, LIMITS, LIMITS, few),
-            Batch(512, LIMITS, LIMITS, prefill),
+            Batch(1, LIMITS, Limits(20, 200, 100, 1.5, 2.0, 2.0), {"read": [25, 12.5, 25]}, decode),
+            Batch(4, LIMITS, LIMITS, {"read": [30] * 3}, few),
+            Batch(512, LIMITS, LIMITS, {"int8": [300] * 3, "fma": [150] * 3}, prefill),
         ],
     )
 
@@ -309,7 +310,8 @@ def test_figures_are_ratios_of_pairs_limits_and_the_best_rival() -> None:
     probe, prefill, read, decode, reference, few, prefill_gain, decode_gain = values
     assert probe == pytest.approx(gops / 300)
     assert prefill == pytest.approx(3)
-    assert read == pytest.approx(10 / 25)  # 1 MB in 0.1 ms; 30 before and 20 GB/s after
+    assert read == pytest.approx(10 / 25)  # 1 MB in 0.1 ms
+    assert found[2].value == Ratio(*[pytest.approx(10 / 25)] * 3, 3)  # of the same round
     assert (decode, reference) == pytest.approx((2, 5))
     assert few == pytest.approx(1e-4 / (2e6 / 30e9))
     assert prefill_gain == pytest.approx(1.5 / 2)

@@ -115,18 +115,19 @@ def figures_of_row(shape: Shape, batch: Batch, ours: Row) -> Iterator[Figure]:
     """What one of our rows says, with the others of its batch."""
     if batch.num_tokens == PREFILL:
         limit, name = multiply_limit(ours.method)
-        yield of_limit(PREFILL_PROBE.format(name), ours, ours.operations, batch.limit(limit))
+        yield of_limit(PREFILL_PROBE.format(name), ours, ours.operations, batch.beside[limit])
         yield from of_rival(PREFILL_LLAMA, "llama.cpp", shape, batch, ours)
         yield from of_scaling("prefill 512", limit, batch, ours)
     elif batch.num_tokens == DECODE:
-        yield of_limit(DECODE_PROBE, ours, ours.weight_bytes, batch.limit("read"))
+        yield of_limit(DECODE_PROBE, ours, ours.weight_bytes, batch.beside["read"])
         yield from of_rival(DECODE_LLAMA, "llama.cpp", shape, batch, ours)
         yield from of_rival(DECODE_REFERENCE, "reference", shape, batch, ours)
         yield from of_scaling("decode 1", "read", batch, ours)
     elif batch.num_tokens == FEW:
-        bound = ours.weight_bytes / batch.limit("read") / 1e9
-        times = spread([seconds / bound for seconds in ours.seconds])
-        source = f"{milliseconds(ours)}, {ours.bandwidth:.1f} of {batch.limit('read'):.1f} GB/s"
+        read = batch.beside["read"]
+        bounds = [ours.weight_bytes / rate / 1e9 for rate in read]
+        times = paired_ratio(ours.seconds, bounds)
+        source = f"{milliseconds(ours)}, {ours.bandwidth:.1f} of {median(read):.1f} GB/s"
         yield Figure(FEW_BYTES, ours.method, times, source)
 
 
@@ -136,12 +137,12 @@ def multiply_limit(format_name: str) -> tuple[str, str]:
     return ("int8", INT8) if mode == "int8_g32" else ("fma", FMA)
 
 
-def of_limit(what: str, ours: Row, amount: float, limit: float) -> Figure:
-    """A rate (amount per second) over a limit, in 10^9 per second."""
+def of_limit(what: str, ours: Row, amount: float, limits: list[float]) -> Figure:
+    """A rate (amount per second) over the limit of the same round, in 10^9 per second."""
     rates = [amount / seconds / 1e9 for seconds in ours.seconds]
     unit = "GB/s" if what == DECODE_PROBE else "GOP/s"
-    source = f"{milliseconds(ours)}, {median(rates):.1f} of {limit:.1f} {unit}"
-    return Figure(what, ours.method, spread([rate / limit for rate in rates]), source)
+    source = f"{milliseconds(ours)}, {median(rates):.1f} of {median(limits):.1f} {unit}"
+    return Figure(what, ours.method, paired_ratio(rates, limits), source)
 
 
 def of_rival(what: str, peer: str, shape: Shape, batch: Batch, ours: Row) -> Iterator[Figure]:
@@ -159,7 +160,7 @@ def of_scaling(what: str, limit: str, batch: Batch, ours: Row) -> Iterator[Figur
     for row in batch.rows:
         if (row.peer, row.method) == (OURS, ours.method) and row.num_threads < ours.num_threads:
             gain = paired_ratio(row.seconds, ours.seconds)
-            probe = batch.limit(f"{limit}_scaling")
+            probe = batch.scaling(limit)
             value = spread(
                 [one / all_ / probe for one, all_ in zip(row.seconds, ours.seconds, strict=True)]
             )

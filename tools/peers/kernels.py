@@ -18,11 +18,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from child import Child, PeerError
 from contention import Contention
-from figures import DECODE, PACK, Figure, figures_of, in_order
+from figures import DECODE, PACK, PREFILL, Figure, figures_of, in_order
 from kt_kernel import ThreadPool, isa, machine, probe
 from packing import pack_rates
 from provenance import provenance
@@ -34,6 +35,8 @@ from shapes import DEFAULT_FORMATS, FORMATS, SHAPES, Format, Shape, max_error, s
 from weights import Expert, read_weights, write_weights
 
 PROBE_SECONDS = 1.5  # some eight samples of each limit
+PROBE_KINDS = {"int8": "maddubs_madd", "fma": "fma"}  # of the fields of Limits
+BESIDE_SECONDS = 0.05  # the fewest samples that have a median, next to our run
 DEFAULT_MEMORY = 14.0  # GiB: leaves room on the machine of docs/benchmarks.md, which has 24
 
 
@@ -195,11 +198,20 @@ def measure(
         batches = []
         for num_tokens in options.batches:
             taking_part = [one for one in running if num_tokens == 1 or not one[0].only_decode]
+            names = ("int8", "fma") if num_tokens == PREFILL else ("read",)
+            beside = {name: list[float]() for name in names}
             rows = measure_batch(
-                taking_part, shape, blocks, experts, num_tokens, options.rounds, directory
+                taking_part,
+                shape,
+                blocks,
+                experts,
+                num_tokens,
+                options.rounds,
+                directory,
+                partial(sample_limits, pool, beside),
             )
             after = limits(pool)
-            batches.append(Batch(num_tokens, before, after, rows))
+            batches.append(Batch(num_tokens, before, after, beside, rows))
             before = after
     return Block(shape, options.isa, blocks, batches)
 
@@ -241,13 +253,14 @@ def measure_batch(
     num_tokens: int,
     rounds: int,
     directory: Path,
+    beside: Callable[[], None],
 ) -> list[Row]:
-    """All contenders in turns at one number of tokens."""
+    """All contenders in turns at one number of tokens, `beside` next to our first one's run."""
     children = [child for _, child in running]
     max_errors = [max_error(contender.method) for contender, _ in running]
     contention = Contention([child.pid for child in children])
     measured = alternate(
-        children, max_errors, shape, blocks, experts, num_tokens, rounds, directory
+        children, max_errors, shape, blocks, experts, num_tokens, rounds, directory, beside
     )
     others = contention.share()
     rows = [
@@ -285,6 +298,16 @@ def limits(pool: ThreadPool) -> Limits:
         raise PeerError(f"{isa.active()} has no instructions whose limits could be measured")
     rates = [limit.all_threads.median for limit in (read, int8, fma)]
     return Limits(*rates, *(limit.scaling for limit in (read, int8, fma)))
+
+
+def sample_limits(pool: ThreadPool, into: dict[str, list[float]]) -> None:
+    """Append one value to each of these fields of Limits."""
+    for name, values in into.items():
+        if name == "read":
+            rate = probe.read_bandwidth(pool, seconds=BESIDE_SECONDS)
+        else:
+            rate = probe.peak(pool, PROBE_KINDS[name], seconds=BESIDE_SECONDS)
+        values.append(rate.median)
 
 
 def say(text: str) -> None:

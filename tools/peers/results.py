@@ -72,16 +72,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """All contenders at one number of tokens, with the limits around them."""
+    """All contenders at one number of tokens, with the limits around them and, because those of a
+    shared machine change within seconds, of every round.
+
+    Attributes:
+        beside: per round, by the name of a field of Limits: those that bound this batch, taken next
+            to our kernel's run.
+    """
 
     num_tokens: int
     before: Limits
     after: Limits
+    beside: dict[str, list[float]]
     rows: list[Row]
 
-    def limit(self, name: str) -> float:
-        """A field of Limits, as it was meanwhile: the mean of before and after."""
-        return fmean((getattr(self.before, name), getattr(self.after, name)))
+    def scaling(self, name: str) -> float:
+        """That of a field of Limits, as it was meanwhile: the mean of before and after."""
+        field = f"{name}_scaling"
+        return fmean((getattr(self.before, field), getattr(self.after, field)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ something on a machine whose speed drifts. Starts no process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ def alternate(
     num_tokens: int,
     rounds: int,
     directory: Path,
+    beside: Callable[[], None],
 ) -> list[Measurement]:
     """Every child computes the same calls in turn, in the other order every other round.
 
@@ -117,6 +118,7 @@ def alternate(
         blocks: ggml type of the weight file.
         experts: of the weight file.
         directory: for the files of a call.
+        beside: called in every round next to the first child's run.
 
     Returns:
         One per child, in their order.
@@ -139,6 +141,8 @@ def alternate(
         touched += [len(np.unique(ids)) for ids in inputs.ids[uncounted:]]
         order = range(len(children))
         for i in order if number % 2 == 0 else reversed(order):
+            if i == 0:
+                beside()
             seconds[i].append(float(np.median(children[i].run(calls, output)[uncounted:])))
     return [
         Measurement(num_tokens, times, float(np.mean(touched)), error)
