@@ -5,9 +5,9 @@
 //
 // For a few vectors of outputs (kLanes / 8 panels each) at a time, blocks of 32 of K ascend; a
 // block's weights are unpacked once and meet all rows of the tile. Every output therefore sums K in
-// one order (floats: k ascending in one chain; integers: exact inside a block, blocks ascending in
-// one chain), with the same operations whatever the number of rows: a row's bits do not depend on
-// its company.
+// one order (floats: k ascending in one chain, or with a scale in one per block; integers: exact
+// inside a block; blocks ascending in one chain), with the same operations whatever the number of
+// rows: a row's bits do not depend on its company.
 //
 // kRows is the number of rows where it is a constant, whose sums stay in registers; 0: as many as
 // the tile has, with sums in the first-level cache.
