@@ -115,6 +115,20 @@ def test_the_token_that_ends_an_answer_is_not_part_of_its_text(llm):
     assert cut.finish_reason == "stop"
 
 
+def test_logprobs_are_those_of_transformers(llm):
+    prompt = random_ids(20, 512, seed=5)
+    (answer,) = llm.generate(prompt, greedy(6, logprobs=2, prompt_logprobs=1))
+    logits = expected_logits(tiny_checkpoint("qwen3_moe")[0], [*prompt, *answer.token_ids])
+    expected = torch.log_softmax(logits.double(), -1).numpy()
+    assert answer.prompt_logprobs[0] is None
+    reported = [*answer.prompt_logprobs[1:], *answer.logprobs]
+    assert [item.token_id for item in reported] == [*prompt[1:], *answer.token_ids]
+    for position, item in enumerate(reported):
+        np.testing.assert_allclose(item.logprob, expected[position, item.token_id], atol=1e-4)
+        np.testing.assert_allclose(item.top[0][1], expected[position].max(), atol=1e-4)
+    assert llm.generate(prompt, greedy(6))[0].logprobs is None
+
+
 def test_chat_renders_the_template(llm):
     talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     ids = llm.tokenizer.encode("[user]hello[assistant]hi")

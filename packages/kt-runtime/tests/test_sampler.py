@@ -6,16 +6,35 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from kt_runtime.core import SamplingParams
-from kt_runtime.exec.sampler import NonFiniteLogitsError, candidates, sample, uniform
+from kt_runtime.exec import sampler
+from kt_runtime.exec.penalties import LogitAdjuster
+from kt_runtime.exec.sampler import NonFiniteLogitsError, TokenSampler, draw, sample, uniform
 
 
 def logits_of(probabilities) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log(np.asarray(probabilities, np.float64)).astype(np.float32)
+
+
+def candidates(logits: np.ndarray, sampling: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+    """What the sampler may draw, with all ids written out."""
+    ids, weights = sampler.candidates(logits, sampling)
+    return (np.arange(len(logits)) if ids is None else ids), weights
 
 
 def kept_by_definition(logits: np.ndarray, sampling: SamplingParams) -> set[int]:
@@ -151,5 +170,105 @@ def test_logits_that_forbid_everything_are_an_error():
 
 def test_the_row_is_not_modified():
     logits = np.arange(300, dtype=np.float32)
-    sample(logits, SamplingParams(top_k=5, top_p=0.5, min_p=0.1), 0, 0)
-    np.testing.assert_array_equal(logits, np.arange(300))
+    settings = {"logit_bias": {3: 50}, "repetition_penalty": 2.0, "min_tokens": 5}
+    for sampling in (
+        SamplingParams(top_k=5, top_p=0.5, min_p=0.1, stop_token_ids=[299], **settings),
+        SamplingParams(),
+    ):
+        TokenSampler(sampling, 0, [1, 2], [7], 300).next(logits)
+        np.testing.assert_array_equal(logits, np.arange(300))
+
+
+def test_draws_end_inside_their_block_whatever_the_rounding():
+    weights = np.full(5000, 0.1, np.float32)
+    numbers = [*np.arange(0, 5000, 7) / 5000, 1 - 2.0**-52, 512 / 5000, 1024 / 5000]
+    for number in numbers:
+        assert abs(draw(weights, number) - int(number * 5000)) <= 1
+
+
+def warped(logits, sampling, prompt, output, eos) -> np.ndarray:
+    """(vocab_size,) float32 after transformers' own processors and warpers, in its own order."""
+    ids = torch.tensor([[*prompt, *output]])
+    processors = LogitsProcessorList()
+    if sampling.logit_bias:
+        bias = {(token,): float(value) for token, value in sampling.logit_bias.items()}
+        processors.append(SequenceBiasLogitsProcessor(bias))
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.min_tokens:
+        enders = [*eos, *sampling.stop_token_ids]
+        processors.append(
+            MinNewTokensLengthLogitsProcessor(len(prompt), sampling.min_tokens, enders)
+        )
+    if sampling.temperature != 1:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    return processors(ids, torch.from_numpy(logits)[None].clone())[0].numpy()
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.sampled_from([40, 3000]),
+    bias=st.dictionaries(st.integers(0, 39), st.integers(-100, 100), max_size=4),
+    repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
+    min_tokens=st.sampled_from([0, 2, 30]),
+    temperature=st.sampled_from([1.0, 0.6, 2.0]),
+    top_k=st.sampled_from([0, 3, 30]),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    num_output=st.sampled_from([0, 1, 9]),
+)
+def test_probabilities_are_those_of_transformers(
+    seed,
+    size,
+    bias,
+    repetition_penalty,
+    min_tokens,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    num_output,
+):
+    rng = np.random.default_rng(seed)
+    prompt, output = (rng.integers(0, 40, n).tolist() for n in (6, num_output))
+    logits = (rng.normal(size=size) * 3).astype(np.float32)
+    sampling = SamplingParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        logit_bias=bias,
+        repetition_penalty=repetition_penalty,
+        min_tokens=min_tokens,
+        stop_token_ids=[11],
+    )
+    expected = warped(logits, sampling, prompt, output, eos=[5])
+    adjuster = LogitAdjuster(sampling, prompt, [5], size)
+    for token_id in output:
+        adjuster.note(token_id)
+    ids, weights = candidates(adjuster.adjusted(logits, num_output), sampling)
+    drawable = ids[weights > 0]
+    probabilities = torch.softmax(torch.from_numpy(expected), 0).numpy()
+    assert set(drawable.tolist()) == set(np.flatnonzero(probabilities).tolist())
+    np.testing.assert_allclose(weights / weights.sum(), probabilities[ids], rtol=2e-4, atol=1e-7)
+
+
+def test_a_sampler_s_tokens_depend_on_its_own_past_only():
+    rng = np.random.default_rng(3)
+    rows = (rng.normal(size=(2, 30, 200)) * 2).astype(np.float32)
+    settings = {"frequency_penalty": 1.5, "repetition_penalty": 1.2, "top_p": 0.9}
+
+    def fresh(which: int) -> TokenSampler:
+        sampling = SamplingParams(**settings) if which == 0 else SamplingParams(temperature=2.0)
+        return TokenSampler(sampling, 40 + which, [1, 2, 3], [7], 200)
+
+    alone = [[s.next(row) for row in rows[i]] for i, s in enumerate([fresh(0), fresh(1)])]
+    pair = [fresh(0), fresh(1)]
+    together = [[s.next(rows[i][n]) for i, s in enumerate(pair)] for n in range(30)]
+    assert [list(column) for column in zip(*together, strict=True)] == alone

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         ContextLengthError,
         EngineClosedError,
         EngineStats,
+        InvalidFieldError,
         QueueFullError,
         Request,
         SamplingParams,
         TokenEvent,
+        TokenLogprobs,
     )
     from kt_runtime.engine import Engine
     from kt_runtime.llm import LLM, Completion
@@ -32,11 +34,13 @@ _HOMES = {
     "EngineClosedError": "core",
     "EngineConfig": "config",
     "EngineStats": "core",
+    "InvalidFieldError": "core",
     "LLM": "llm",
     "QueueFullError": "core",
     "Request": "core",
     "SamplingParams": "core",
     "TokenEvent": "core",
+    "TokenLogprobs": "core",
 }
 
 __all__ = (
@@ -47,10 +51,12 @@ __all__ = (
     "EngineClosedError",
     "EngineConfig",
     "EngineStats",
+    "InvalidFieldError",
     "QueueFullError",
     "Request",
     "SamplingParams",
     "TokenEvent",
+    "TokenLogprobs",
 )
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nouns everyone shares: SamplingParams, Request, TokenEvent, EngineStats and the errors of
-`Engine.add`.
+"""The nouns everyone shares: SamplingParams, Request, TokenEvent, TokenLogprobs, EngineStats and
+the errors of `Engine.add`.
 
 Plain data; no torch, no behaviour.
 """
@@ -15,12 +15,22 @@ from typing import Any, Literal
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+class InvalidFieldError(ValueError):
+    """A field of a request has a value that it must not have. Carries the field's name for the
+    API's error."""
+
+    def __init__(self, where: str, field: str, rule: str, got: object) -> None:
+        super().__init__(f"[{where}] {field} {rule}; got {got!r:.200}")
+        self.field = field
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen from logits, and when to stop.
 
     Attributes:
-        max_tokens: most tokens to generate; None means up to the end of the context.
+        max_tokens: most tokens to generate; None means up to the end of the context; 0 computes the
+            prompt and generates nothing.
         temperature: logits are divided by it; 0 means greedy (argmax, lowest id on ties).
         top_p: keep the smallest set of most probable tokens whose probabilities sum to at least
             this; 1 is off.
@@ -32,6 +42,17 @@ class SamplingParams:
             engine. Kept as a tuple, as stop_token_ids are.
         stop_token_ids: token ids that end the request, besides the model's own end-of-sequence ids.
         ignore_eos: do not stop at the model's end-of-sequence ids.
+        min_tokens: until so many are generated, neither end-of-sequence ids nor stop_token_ids can
+            be chosen, and stop strings end nothing.
+        presence_penalty, frequency_penalty: taken off the logit of every token of the output so
+            far; once, and once per occurrence. Negative ones encourage; 0 is off.
+        repetition_penalty: divides positive and multiplies negative logits of every token of prompt
+            and output; above 1 discourages; 1 is off.
+        logit_bias: added to the logits of these ids, each in [-100, 100]. Copied.
+        logprobs: report each generated token's log probability and so many of the most probable
+            tokens beside it, at most 20; None reports nothing. Of the model's own logits, before
+            bias, penalties and temperature.
+        prompt_logprobs: the same of every prompt token but the first; bypasses prefix reuse.
     """
 
     max_tokens: int | None = None
@@ -43,34 +64,71 @@ class SamplingParams:
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        def check(ok: bool, rule: str, got: object) -> None:
+        def check(ok: bool, name: str, rule: str, got: object) -> None:
             if not ok:
-                raise ValueError(f"[sampling] {rule}; got {got!r}")
+                raise InvalidFieldError("sampling", name, rule, got)
 
-        for name in ("temperature", "top_p", "min_p"):
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            check(_is_number(value), f"{name} must be a number", value)
-        for name in ("max_tokens", "top_k", "seed"):
+            check(_is_number(value), name, "must be a number", value)
+            check(low <= value <= high, name, f"must lie in [{low:g}, {high:g}]", value)
+        for name in ("top_p", "repetition_penalty"):
             value = getattr(self, name)
-            optional = name != "top_k" and value is None
-            check(optional or is_whole(value), f"{name} must be a whole number", value)
-        length_ok = self.max_tokens is None or self.max_tokens >= 1
-        check(length_ok, "max_tokens must be at least 1", self.max_tokens)
-        temperature_ok = 0.0 <= self.temperature <= 100.0
-        check(temperature_ok, "temperature must lie in [0, 100]", self.temperature)
-        check(0.0 < self.top_p <= 1.0, "top_p must lie in (0, 1]", self.top_p)
-        check(self.top_k >= 0, "top_k must be at least 0 (0 is off)", self.top_k)
-        check(0.0 <= self.min_p <= 1.0, "min_p must lie in [0, 1]", self.min_p)
+            check(_is_number(value), name, "must be a number", value)
+        check(0.0 < self.top_p <= 1.0, "top_p", "must lie in (0, 1]", self.top_p)
+        penalty = self.repetition_penalty
+        # Beyond this a penalised float32 logit would overflow.
+        check(0.01 <= penalty <= 100, "repetition_penalty", "must lie in [0.01, 100]", penalty)
+        for name in ("max_tokens", "top_k", "seed", "min_tokens", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            optional = name not in ("top_k", "min_tokens") and value is None
+            check(optional or is_whole(value), name, "must be a whole number", value)
+            if value is not None and name != "seed":
+                rule = "must be at least 0 (0 is off)" if name == "top_k" else "must be at least 0"
+                check(value >= 0, name, rule, value)
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name) or 0
+            check(value <= MAX_LOGPROBS, name, f"must be at most {MAX_LOGPROBS}", value)
+        if self.max_tokens is not None:
+            rule = f"must be at most max_tokens ({self.max_tokens})"
+            check(self.min_tokens <= self.max_tokens, "min_tokens", rule, self.min_tokens)
         # Read as a sequence, one string would stop at each of its characters.
         stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple(self.stop)
-        check(all(isinstance(s, str) for s in stop), "stop must be strings", self.stop)
-        check(all(stop), "stop strings must not be empty", self.stop)
+        check(all(isinstance(s, str) for s in stop), "stop", "must be strings", self.stop)
+        check(all(stop), "stop", "strings must not be empty", self.stop)
         stop_ids = _as_tuple(self.stop_token_ids)
-        check(all(map(is_whole, stop_ids)), "stop_token_ids must be ids", self.stop_token_ids)
+        check(all(map(is_whole, stop_ids)), "stop_token_ids", "must be ids", self.stop_token_ids)
+        check(
+            isinstance(self.logit_bias, Mapping), "logit_bias", "must be a mapping", self.logit_bias
+        )
+        bias = dict(self.logit_bias)
+        ids_ok = all(is_whole(i) and i >= 0 for i in bias)
+        check(ids_ok, "logit_bias", "must be by token id", bias)
+        values_ok = all(_is_number(value) and -100 <= value <= 100 for value in bias.values())
+        check(values_ok, "logit_bias", "values must lie in [-100, 100]", bias)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", stop_ids)
+        object.__setattr__(self, "logit_bias", bias)
+
+
+# OpenAI's limit, and what clients ask for at most: each more is a line per token in every answer.
+MAX_LOGPROBS = 20
+
+_RANGES = {
+    "temperature": (0, 100),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
 
 
 def is_whole(value: object) -> bool:
@@ -108,6 +166,31 @@ class Request:
     return_logits: bool = False
     chunk_size: int | None = None
 
+    @property
+    def generates(self) -> bool:
+        """Whether tokens are to be chosen, not only the prompt to be computed."""
+        return not self.return_logits and self.sampling.max_tokens != 0
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether logits of every prompt position are needed, so that none may be reused."""
+        return self.return_logits or self.sampling.prompt_logprobs is not None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token's natural log probability under the model, and the most probable tokens beside it.
+
+    Attributes:
+        token_id, logprob: of the token itself.
+        top: (id, logprob) of the most probable tokens, best first, ties by id; as many as asked
+            for. The token itself is among them only if it is one of them.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
@@ -116,12 +199,15 @@ class TokenEvent:
     Exactly one event per request carries a finish_reason, and it is the last.
 
     Attributes:
-        token_id: the new token, or None (a finish without a token: abort, error, logits request).
-            The id that ended the request (end of sequence, stop_token_ids) is reported too, with
-            finish_reason "stop". A logits request ends with "length".
+        token_id: the new token, or None (a finish without a token: abort, error, nothing to
+            generate). The id that ended the request (end of sequence, stop_token_ids) is reported
+            too, with finish_reason "stop". A request that generates nothing ends with "length".
         num_prompt_tokens, num_cached_tokens, num_generated_tokens: usage so far; cached = prompt
             tokens whose KV was reused instead of computed.
         error: why, when finish_reason is "error", or "abort" because the engine was closed.
+        logprobs: of the new token, where asked for.
+        prompt_logprobs: in the first event, where asked for: one per prompt token, None for the
+            first, before which there is nothing.
     """
 
     request_id: str
@@ -131,6 +217,8 @@ class TokenEvent:
     num_cached_tokens: int
     num_generated_tokens: int
     error: str | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

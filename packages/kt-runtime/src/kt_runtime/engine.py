@@ -26,13 +26,16 @@ from kt_runtime.core import (
     EngineClosedError,
     EngineStats,
     FinishReason,
+    InvalidFieldError,
     QueueFullError,
     Request,
     TokenEvent,
+    TokenLogprobs,
     is_whole,
 )
 from kt_runtime.exec.batch import build_batch, num_logits_rows
-from kt_runtime.exec.sampler import NonFiniteLogitsError, sample
+from kt_runtime.exec.logprobs import PromptLogprobs, token_logprobs
+from kt_runtime.exec.sampler import NonFiniteLogitsError, TokenSampler
 from kt_runtime.loop import EngineLoop
 from kt_runtime.scheduler import ScheduledSequence, Scheduler, Sequence
 
@@ -71,6 +74,9 @@ class Engine:
         )
         self._arrival = itertools.count()
         self._logits: dict[str, Floats] = {}
+        # From the first token, or prompt logits, to the end of each request.
+        self._samplers: dict[str, TokenSampler] = {}
+        self._prompt_logprobs: dict[str, PromptLogprobs] = {}
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
         # Held while stepping; for its whole life by the loop's thread once `generate` is used.
@@ -287,9 +293,13 @@ class Engine:
         chunk_size = request.chunk_size
         chunk_ok = chunk_size is None or (is_whole(chunk_size) and chunk_size >= 1)
         check(chunk_ok, "chunk_size must be a whole number of at least 1", chunk_size)
-        num_tokens = len(ids) + (0 if request.return_logits else 1)
+        biased = max(request.sampling.logit_bias, default=0)
+        if biased >= vocab_size:
+            rule = f"ids must lie in [0, {vocab_size})"
+            raise InvalidFieldError("engine.add", "logit_bias", rule, biased)
+        num_tokens = len(ids) + int(request.generates)
         if num_tokens > self.max_model_len:
-            what = "the prompt" if request.return_logits else "the prompt and one token of output"
+            what = "the prompt and one token of output" if request.generates else "the prompt"
             raise ContextLengthError(num_tokens, self.max_model_len, what)
 
     def _take_inbox(self) -> list[TokenEvent]:
@@ -330,32 +340,57 @@ class Engine:
         """Book what was computed; sample if the sequence is complete."""
         sequence = scheduled.sequence
         completes = scheduled.completes
+        start = sequence.num_computed_tokens
         sequence.num_computed_tokens += scheduled.num_new_tokens
         if sequence.request.return_logits:
             self._keep_logits(sequence, logits)
             return self._finish(sequence, "length") if completes else None
-        token_id = None
-        if completes:
-            try:
-                token_id = sample(
-                    logits[0],
-                    sequence.request.sampling,
-                    sequence.seed,
-                    sequence.num_generated_tokens,
-                )
-            except NonFiniteLogitsError as error:
-                return self._finish(sequence, "error", error=str(error))
+        token_id = logprobs = None
+        try:
+            self._score_prompt(sequence, logits, start)
+            if completes and sequence.request.generates:
+                token_id, logprobs = self._sample(sequence, logits[-1])
+        except NonFiniteLogitsError as error:
+            return self._finish(sequence, "error", error=str(error))
         # Only now: pages behind broken logits must not be offered to others.
         assert sequence.page_table is not None
         sequence.page_table.commit(sequence.token_ids, sequence.num_computed_tokens)
-        if token_id is None:
+        if not completes:
             return None
+        if token_id is None:
+            return self._finish(sequence, "length")
         sequence.token_ids.append(token_id)
         self._counts["generated"] += 1
         reason = sequence.finish_reason(self.eos_token_ids)
         if reason is not None:
-            return self._finish(sequence, reason, token_id)
-        return _event(sequence, token_id, None, None)
+            return self._finish(sequence, reason, token_id, logprobs=logprobs)
+        return self._event(sequence, token_id, None, logprobs=logprobs)
+
+    def _score_prompt(self, sequence: Sequence, logits: Floats, start: int) -> None:
+        """Reduce a chunk's prompt logits to log probabilities, if they are asked for."""
+        request = sequence.request
+        num_top = request.sampling.prompt_logprobs
+        if num_top is None or sequence.is_decoding:
+            return
+        gathered = self._prompt_logprobs.setdefault(
+            request.request_id, PromptLogprobs(request.prompt_token_ids, num_top)
+        )
+        gathered.add(logits, start)
+
+    def _sample(self, sequence: Sequence, logits: Floats) -> tuple[int, TokenLogprobs | None]:
+        request = sequence.request
+        sampler = self._samplers.get(request.request_id)
+        if sampler is None:
+            sampler = self._samplers[request.request_id] = TokenSampler(
+                request.sampling,
+                sequence.seed,
+                request.prompt_token_ids,
+                self.eos_token_ids,
+                self.shape.vocab_size,
+            )
+        token_id = sampler.next(logits)
+        num_top = request.sampling.logprobs
+        return token_id, None if num_top is None else token_logprobs(logits, token_id, num_top)
 
     def _keep_logits(self, sequence: Sequence, logits: Floats) -> None:
         request_id = sequence.request.request_id
@@ -372,26 +407,39 @@ class Engine:
         reason: FinishReason,
         token_id: int | None = None,
         error: str | None = None,
+        logprobs: TokenLogprobs | None = None,
     ) -> TokenEvent:
         request_id = sequence.request.request_id
         self._scheduler.remove(request_id)
         self._finished[reason] += 1
+        event = self._event(sequence, token_id, reason, error, logprobs)
+        self._samplers.pop(request_id, None)
         if reason in ("abort", "error"):
             self._logits.pop(request_id, None)
         with self._inbox:
             del self._live[request_id]
-        return _event(sequence, token_id, reason, error)
+        return event
 
-
-def _event(
-    sequence: Sequence, token_id: int | None, reason: FinishReason | None, error: str | None
-) -> TokenEvent:
-    return TokenEvent(
-        request_id=sequence.request.request_id,
-        token_id=token_id,
-        finish_reason=reason,
-        num_prompt_tokens=sequence.num_prompt_tokens,
-        num_cached_tokens=sequence.num_cached_tokens,
-        num_generated_tokens=sequence.num_generated_tokens,
-        error=error,
-    )
+    def _event(
+        self,
+        sequence: Sequence,
+        token_id: int | None,
+        reason: FinishReason | None,
+        error: str | None = None,
+        logprobs: TokenLogprobs | None = None,
+    ) -> TokenEvent:
+        request_id = sequence.request.request_id
+        gathered = self._prompt_logprobs.pop(request_id, None)
+        if reason in ("abort", "error"):  # an incomplete account is none
+            gathered = None
+        return TokenEvent(
+            request_id=request_id,
+            token_id=token_id,
+            finish_reason=reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_generated_tokens=sequence.num_generated_tokens,
+            error=error,
+            logprobs=logprobs,
+            prompt_logprobs=None if gathered is None else gathered.all(),
+        )

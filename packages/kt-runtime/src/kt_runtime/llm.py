@@ -25,6 +25,7 @@ from kt_runtime.core import (
     Request,
     SamplingParams,
     TokenEvent,
+    TokenLogprobs,
 )
 from kt_runtime.engine import Engine
 from kt_runtime.inspect import resolve_model
@@ -49,6 +50,8 @@ class Completion:
         num_prompt_tokens, num_cached_tokens, num_generated_tokens: usage; cached is the part of the
             prompt whose KV was reused.
         error: why, when finish_reason is "error".
+        logprobs: one per token of token_ids, where asked for.
+        prompt_logprobs: one per token of the prompt, where asked for; None for the first.
     """
 
     text: str
@@ -58,6 +61,8 @@ class Completion:
     num_cached_tokens: int
     num_generated_tokens: int
     error: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
 
 class LLM:
@@ -251,6 +256,8 @@ class _Answer:
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, stop)
         self._text: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
         self._last: TokenEvent | None = None
 
     @property
@@ -261,9 +268,13 @@ class _Answer:
     def take(self, event: TokenEvent) -> None:
         """Add one event; after a stop string only its usage counts."""
         self._last = event
+        if event.prompt_logprobs is not None:
+            self._prompt_logprobs = event.prompt_logprobs
         if event.token_id is None or self.stopped_by_text:
             return
         self._token_ids.append(event.token_id)
+        if event.logprobs is not None:
+            self._logprobs.append(event.logprobs)
         # The token that ended the answer is not part of its text.
         if self._detokenizer is not None and event.finish_reason != "stop":
             self._text.append(self._detokenizer.feed(event.token_id))
@@ -285,6 +296,8 @@ class _Answer:
             num_cached_tokens=last.num_cached_tokens,
             num_generated_tokens=len(self._token_ids),
             error=last.error,
+            logprobs=None if self.request.sampling.logprobs is None else tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
         )
 
 

@@ -14,9 +14,11 @@ from kt_runtime.scheduler import ScheduledSequence
 
 
 def num_logits_rows(scheduled: ScheduledSequence) -> int:
-    """Rows of this share whose logits are wanted: all of a logits request, else the last when
-    sampled."""
-    if scheduled.sequence.request.return_logits:
+    """Rows of this share whose logits are wanted: all of a prompt that wants them, else the last
+    when sampled."""
+    sequence = scheduled.sequence
+    # More tokens than the prompt's: its logits have been seen, even where it is computed again.
+    if sequence.request.wants_prompt_logits and not sequence.is_decoding:
         return scheduled.num_new_tokens
     return int(scheduled.completes)
 

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses one request's next token from one row of logits. numpy only; no state, no batch.
+"""Chooses one request's next token from one row of logits. numpy only; knows no batch.
 
-Order: temperature → top-k → top-p → min-p, each over what the one before it kept: the order in
-which Hugging Face transformers' `generate` applies its warpers. top-p: Holtzman et al., 2020;
-min-p: Nguyen et al., 2024. Ties go to the lower id everywhere.
+Order: logit_bias → repetition, frequency and presence penalties → min_tokens (penalties.py) →
+temperature → top-k → top-p → min-p, each over what the one before it kept: the order in which
+Hugging Face transformers' `generate` applies its processors and warpers. top-p: Holtzman et al.,
+2020; min-p: Nguyen et al., 2024. Ties go to the lower id everywhere.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kt_runtime.core import SamplingParams
+from kt_runtime.exec.largest import largest
+from kt_runtime.exec.penalties import LogitAdjuster
 
 # The first guess at how many tokens hold top_p of the mass; language models rarely need more. Where
 # it is too small, all weights are sorted.
-_FIRST_CANDIDATES = 256
+_FIRST_GUESS = 128
 # Weights per block of the draw: sums of blocks come at memory speed, a running sum over a whole
 # vocabulary would take ten times as long.
 _BLOCK = 512
@@ -28,11 +34,60 @@ class NonFiniteLogitsError(ValueError):
     """The model gave NaN, +inf or nothing but -inf: there is no distribution to sample from."""
 
 
-def sample(logits: Floats, sampling: SamplingParams, seed: int, index: int) -> int:
-    """The next token id.
+def check_logits(maximum: np.float32) -> None:
+    """Raises NonFiniteLogitsError unless `maximum`, NaN if any logit is, is a number."""
+    if not np.isfinite(maximum):
+        raise NonFiniteLogitsError(f"[sampler] logits must be finite; their maximum is {maximum}")
+
+
+class TokenSampler:
+    """Chooses the tokens of one request, one after the other.
+
+    The n-th token depends on the request, its own earlier tokens and the n-th row alone: not on
+    batch mates, nor on a restart in the middle.
 
     Args:
-        logits: (vocab_size,) float32, not modified; -inf forbids a token.
+        sampling: how to choose.
+        seed: key of the request's random numbers.
+        prompt_token_ids: what penalties count as seen.
+        eos_token_ids: the model's.
+        vocab_size: length of a row.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingParams,
+        seed: int,
+        prompt_token_ids: Sequence[int],
+        eos_token_ids: Iterable[int],
+        vocab_size: int,
+    ) -> None:
+        self._sampling = sampling
+        self._seed = seed
+        self._adjuster = LogitAdjuster(sampling, prompt_token_ids, eos_token_ids, vocab_size)
+        self._num_generated = 0
+
+    def next(self, logits: Floats) -> int:
+        """The next token.
+
+        Args:
+            logits: (vocab_size,) float32, not modified; -inf forbids a token.
+
+        Raises:
+            NonFiniteLogitsError: the row is broken.
+        """
+        index = self._num_generated
+        token_id = sample(self._adjuster.adjusted(logits, index), self._sampling, self._seed, index)
+        self._adjuster.note(token_id)
+        self._num_generated += 1
+        return token_id
+
+
+def sample(logits: Floats, sampling: SamplingParams, seed: int, index: int) -> int:
+    """The token that temperature, truncation and random number `index` of `seed` choose.
+
+    Args:
+        logits: (vocab_size,) float32, adjusted already, not modified; -inf forbids a token.
         sampling: how to choose.
         seed: key of the request's random numbers.
         index: how many tokens were generated before; the counter of the random numbers.
@@ -40,13 +95,13 @@ def sample(logits: Floats, sampling: SamplingParams, seed: int, index: int) -> i
     Raises:
         NonFiniteLogitsError: the row is broken.
     """
-    best = logits.max()  # NaN if any entry is
-    if not np.isfinite(best):
-        raise NonFiniteLogitsError(f"[sampler] logits must be finite; their maximum is {best}")
+    best = int(logits.argmax())  # the first NaN if there is any
+    check_logits(logits[best])
     if sampling.temperature == 0 or sampling.top_k == 1:
-        return int(logits.argmax())
+        return best
     ids, weights = candidates(logits, sampling)
-    return int(ids[draw(weights, uniform(seed, index))])
+    chosen = draw(weights, uniform(seed, index))
+    return chosen if ids is None else int(ids[chosen])
 
 
 def uniform(seed: int, index: int) -> float:
@@ -63,56 +118,74 @@ def uniform(seed: int, index: int) -> float:
 
 def draw(weights: Floats, number: float) -> int:
     """The index at which the running sum of weights first exceeds `number` times their sum."""
-    sums = np.cumsum(np.add.reduceat(weights, range(0, len(weights), _BLOCK), dtype=np.float64))
-    target = number * sums[-1]
-    block = int(np.searchsorted(sums, target, side="right"))
+    sums = _block_sums(weights)
+    index = _position(weights, sums, number * sums[-1], "right")
+    first = index // _BLOCK * _BLOCK
+    # The two sums of a block may differ in the last bit; a weight of 0 is never drawn.
+    return min(index, first + int(np.flatnonzero(weights[first : first + _BLOCK])[-1]))
+
+
+def _block_sums(weights: Floats) -> NDArray[np.float64]:
+    """The running sum of weights after each block of them."""
+    sums = np.add.reduceat(weights, range(0, len(weights), _BLOCK), dtype=np.float64)
+    return np.cumsum(sums)
+
+
+def _position(
+    weights: Floats, sums: NDArray[np.float64], target: float, side: Literal["left", "right"]
+) -> int:
+    """How many leading weights sum to less than `target` ("left"), or at most it ("right")."""
+    block = int(np.searchsorted(sums, target, side=side))
     inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
     before = sums[block - 1] if block else 0.0
-    index = np.searchsorted(before + np.cumsum(inside, dtype=np.float64), target, side="right")
-    # The two sums of a block may differ in the last bit; a weight of 0 is never drawn.
-    return block * _BLOCK + min(int(index), int(np.flatnonzero(inside)[-1]))
+    inner = np.searchsorted(before + np.cumsum(inside, dtype=np.float64), target, side=side)
+    # The sums of whole blocks say that it is in this one, whatever the last bits say here.
+    return block * _BLOCK + min(int(inner), max(0, len(inside) - 1))
 
 
-def candidates(logits: Floats, sampling: SamplingParams) -> tuple[Ids, Floats]:
-    """Tokens that may be drawn, by id, and their unnormalised probabilities."""
-    # A temperature that float32 rounds to 0 would make 0 / 0 of the best token.
-    temperature = np.float32(max(sampling.temperature, float(np.finfo(np.float32).tiny)))
-    with np.errstate(under="ignore", over="ignore"):
-        weights = np.exp((logits - logits.max()) / temperature)
-    ids = np.arange(len(weights))
-    if 0 < sampling.top_k < len(ids):
-        smallest = np.partition(weights, len(weights) - sampling.top_k)[-sampling.top_k]
-        ids = _largest(weights, sampling.top_k, smallest)
-        weights = weights[ids]
+def candidates(logits: Floats, sampling: SamplingParams) -> tuple[Ids | None, Floats]:
+    """Tokens that may be drawn, and their unnormalised probabilities in the same order; None stands
+    for all tokens, by id."""
+    best = logits.max()
+    ids: Ids | None = None
+    if 0 < sampling.top_k < len(logits):
+        ids = largest(logits, sampling.top_k)
+    weights = _weights(logits if ids is None else logits[ids], best, sampling.temperature)
     if sampling.top_p < 1:
         kept = _top_p(weights, sampling.top_p)
-        ids, weights = ids[kept], weights[kept]
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
     if sampling.min_p > 0:
         kept = np.flatnonzero(weights >= np.float32(sampling.min_p))  # the best has weight 1
-        ids, weights = ids[kept], weights[kept]
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
     return ids, weights
 
 
-def _largest(weights: Floats, k: int, smallest: np.float32) -> Ids:
-    """Ascending indices of the k largest weights, the k-th of which is `smallest`."""
-    above = np.flatnonzero(weights > smallest)
-    ties = np.flatnonzero(weights == smallest)[: k - len(above)]
-    return np.sort(np.concatenate([above, ties]))
+def _weights(logits: Floats, best: np.float32, temperature: float) -> Floats:
+    # A temperature that float32 rounds to 0 would make 0 / 0 of the best token.
+    divisor = np.float32(max(temperature, float(np.finfo(np.float32).tiny)))
+    weights = logits - best
+    with np.errstate(under="ignore", over="ignore"):
+        weights /= divisor
+        np.exp(weights, out=weights)
+    return weights
 
 
 def _top_p(weights: Floats, top_p: float) -> Ids:
-    """Ascending indices of the fewest weights that hold top_p of the mass."""
+    """Indices of the fewest weights that hold top_p of the mass."""
     mass = top_p * weights.sum(dtype=np.float64)
-    size = min(_FIRST_CANDIDATES, len(weights))
-    falling = np.sort(np.partition(weights, len(weights) - size)[-size:])[::-1]
-    length = _prefix(falling, mass)
-    if length > size:
-        falling = np.sort(weights)[::-1]
-        # Rounding may keep even the whole sum below the mass.
-        length = min(_prefix(falling, mass), len(weights))
-    return _largest(weights, length, falling[length - 1])
+    likely = largest(weights, _FIRST_GUESS)
+    length = _reaching(weights[likely], mass)
+    if length <= len(likely):
+        return likely[:length]
+    falling = -np.sort(-weights)
+    # Rounding may keep even the whole sum below the mass.
+    length = min(_reaching(falling, mass), len(weights))
+    smallest = falling[length - 1]
+    above = np.flatnonzero(weights > smallest)
+    ties = np.flatnonzero(weights == smallest)[: length - len(above)]
+    return np.concatenate([above, ties])
 
 
-def _prefix(falling: Floats, mass: float) -> int:
+def _reaching(falling: Floats, mass: float) -> int:
     """How many leading weights it takes to reach `mass`; more than there are if they do not."""
-    return int(np.searchsorted(np.cumsum(falling, dtype=np.float64), mass, side="left")) + 1
+    return _position(falling, _block_sums(falling), mass, "left") + 1

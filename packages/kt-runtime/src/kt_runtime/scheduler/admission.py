@@ -31,7 +31,7 @@ class Admission:
             sequence.token_ids,
             sequence.num_kv_tokens,
             request.tenant,
-            reuse=not request.return_logits,
+            reuse=not request.wants_prompt_logits,
         )
         if table is None:
             self._refused = sequence

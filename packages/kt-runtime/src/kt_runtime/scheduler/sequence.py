@@ -40,7 +40,7 @@ class Sequence:
     def __init__(self, request: Request, *, arrival: int, seed: int, max_model_len: int) -> None:
         num_prompt_tokens = len(request.prompt_token_ids)
         longest = max_model_len
-        if request.return_logits:
+        if not request.generates:
             longest = num_prompt_tokens
         elif request.sampling.max_tokens is not None:
             longest = min(longest, num_prompt_tokens + request.sampling.max_tokens)
@@ -80,7 +80,7 @@ class Sequence:
     @property
     def num_kv_tokens(self) -> int:
         """Most tokens whose KV will ever be written: the last generated one is never computed."""
-        return self.max_num_tokens - (0 if self.request.return_logits else 1)
+        return max(self.num_prompt_tokens, self.max_num_tokens - 1)
 
     @property
     def is_decoding(self) -> bool:
