@@ -35,7 +35,7 @@ def test_auto_kv_is_float32_only_where_everything_is():
 @pytest.mark.parametrize(
     ("setting", "match"),
     [
-        ({"max_tokens": 0}, "max_tokens must be at least 1; got 0"),
+        ({"max_tokens": -1}, "max_tokens must be at least 0; got -1"),
         ({"temperature": -0.1}, r"temperature must lie in \[0, 100\]; got -0.1"),
         ({"temperature": float("nan")}, "temperature must lie"),
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]; got 0.0"),

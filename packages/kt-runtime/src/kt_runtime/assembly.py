@@ -15,6 +15,7 @@ from kt_runtime.checkpoint.model_dir import ModelConfig, ModelDir
 from kt_runtime.config import EngineConfig
 from kt_runtime.exec.backend import Backend, open_backend
 from kt_runtime.exec.cpu_graph import CpuGraphRunner
+from kt_runtime.exec.numerics import NumericsCheck
 from kt_runtime.exec.runner import Runner
 from kt_runtime.models.registry import load_model
 from kt_runtime.protocols import CausalLM, ModelShape
@@ -82,7 +83,7 @@ def build_parts(
     kv = kv_tensors.allocate(shape, config)
     store = open_store(config, shape, num_pages, model_path)
     graphs = None
-    if backend.new_graph is not None and config.cpu_graph:
+    if backend.new_graph is not None and config.cpu_graph and not config.debug_numerics:
         graphs = CpuGraphRunner(
             model,
             kv,
@@ -90,12 +91,13 @@ def build_parts(
             max_rows=config.max_num_seqs,
             max_pages=-(-max_model_len // config.page_size),
         )
+    check = NumericsCheck(backend.ops) if config.debug_numerics else None
     return EngineParts(
         model_config=model_config,
         shape=shape,
         eos_token_ids=frozenset(eos_token_ids),
         max_model_len=max_model_len,
-        runner=Runner(model, backend.ops, kv, graphs),
+        runner=Runner(model, backend.ops, kv, graphs, check),
         pool=PagePool(
             store.space_of,
             config.page_size,

@@ -39,6 +39,8 @@ class EngineConfig:
         max_waiting: most requests waiting; more are refused.
         enable_prefix_cache: reuse KV pages of earlier requests with the same prefix.
         cpu_graph: replay decode steps as recorded graphs (backend "kt" only).
+        debug_numerics: look at every op's output; a request whose values are not finite ends with
+            an error that names op, layer and step. Slow: no graphs.
         num_threads: compute threads; None takes all physical cores allowed to this process.
     """
 
@@ -57,6 +59,7 @@ class EngineConfig:
     max_waiting: int = 1024
     enable_prefix_cache: bool = True
     cpu_graph: bool = True
+    debug_numerics: bool = False
     num_threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -327,18 +327,24 @@ class Engine:
             message = f"{type(error).__name__}: {error}"
             return [self._finish(sequence, "error", error=message) for sequence, _ in step]
         events = []
-        row = 0
+        row = batch_row = 0
         for scheduled in step:
             end_row = row + num_logits_rows(scheduled)
-            event = self._advance(scheduled, logits[row:end_row])
-            row = end_row
+            end_batch_row = batch_row + scheduled.num_new_tokens
+            fault = self._parts.runner.fault(batch_row, end_batch_row)
+            event = self._advance(scheduled, logits[row:end_row], fault)
+            row, batch_row = end_row, end_batch_row
             if event is not None:
                 events.append(event)
         return events
 
-    def _advance(self, scheduled: ScheduledSequence, logits: Floats) -> TokenEvent | None:
+    def _advance(
+        self, scheduled: ScheduledSequence, logits: Floats, fault: str | None
+    ) -> TokenEvent | None:
         """Book what was computed; sample if the sequence is complete."""
         sequence = scheduled.sequence
+        if fault is not None:
+            return self._finish(sequence, "error", error=fault)
         completes = scheduled.completes
         start = sequence.num_computed_tokens
         sequence.num_computed_tokens += scheduled.num_new_tokens

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kt_runtime.exec.numerics import NumericsCheck
 from kt_runtime.protocols import Batch, CausalLM, GraphRunner, KVLayer, Ops
 
 
@@ -19,6 +20,7 @@ class Runner:
         model, ops: what runs eagerly.
         kv: the page tensors, per layer.
         graphs: runs batches of one row per sequence; None runs everything eagerly.
+        check: runs all batches instead, and finds where they break; None looks at nothing.
 
     Attributes:
         steps: forward passes so far.
@@ -26,12 +28,18 @@ class Runner:
     """
 
     def __init__(
-        self, model: CausalLM, ops: Ops, kv: Sequence[KVLayer], graphs: GraphRunner | None
+        self,
+        model: CausalLM,
+        ops: Ops,
+        kv: Sequence[KVLayer],
+        graphs: GraphRunner | None,
+        check: NumericsCheck | None = None,
     ) -> None:
         self._model = model
         self._ops = ops
         self._kv = kv
         self._graphs = graphs
+        self._check = check
         self.steps = 0
         self.graph_steps = 0
 
@@ -44,6 +52,8 @@ class Runner:
         num_rows, num_seqs = len(batch.input_ids), len(batch.seq_lens)
         graphs = self._graphs
         with torch.inference_mode():
+            if self._check is not None:
+                return self._check.forward(self._model, batch, self._kv)
             if graphs is None or num_rows != num_seqs or not graphs.can_run(num_rows):
                 return self._model.forward(self._ops, batch, self._kv)
             self.graph_steps += 1
@@ -52,3 +62,13 @@ class Runner:
             if wanted is None or len(wanted) == num_rows:
                 return logits
             return logits[wanted.long()]
+
+    def fault(self, start: int, end: int) -> str | None:
+        """What first broke rows start … end - 1 of the latest batch; None if nothing did, or nobody
+        looked."""
+        finding = None if self._check is None else self._check.first(start, end)
+        if finding is None:
+            return None
+        return (
+            f"[numerics] the first value that is not finite came from {finding}, step {self.steps}"
+        )

@@ -48,6 +48,9 @@ def serve(
     max_batch_tokens: Annotated[int, typer.Option(help="Most tokens computed in one step.")] = 512,
     max_num_seqs: Annotated[int, typer.Option(help="Most requests running at once.")] = 32,
     num_threads: NumThreadsOption = None,
+    debug_numerics: Annotated[
+        bool, typer.Option("--debug-numerics", help="Name the layer where NaN appears; slow.")
+    ] = False,
 ) -> None:
     """Serve MODEL through an OpenAI-compatible API."""
     logging.basicConfig(level=log_level(), format="%(asctime)s %(levelname)s %(message)s")
@@ -59,6 +62,7 @@ def serve(
         page_size=kv_page_size,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
+        debug_numerics=debug_numerics,
     )
     check_address(host, port)
     loaded = load_model(model, config)
