@@ -18,9 +18,11 @@ from kt_runtime.core import (
     EngineClosedError,
     EngineStats,
     FinishReason,
+    InvalidFieldError,
     QueueFullError,
     Request,
     TokenEvent,
+    TokenLogprobs,
 )
 from kt_runtime.text import ChatTemplate, Tokenizer
 
@@ -46,6 +48,13 @@ TEMPLATE = ChatTemplate(
     "{% if m.content == 'refuse' %}{{ raise_exception('no refusing') }}{% endif %}"
     "<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>{{ suffix }}"
 )
+
+
+def fake_logprobs(token_id: int, num_top: int) -> TokenLogprobs:
+    """What the fake engine reports: the token is the third of the most probable ones."""
+    others = [i for i in range(num_top + 1) if i != token_id]
+    ids = [*others[:2], token_id, *others[2:]][:num_top]
+    return TokenLogprobs(token_id, -1.25, tuple((i, -0.25 - n / 2) for n, i in enumerate(ids)))
 
 
 class FakeEngine:
@@ -80,6 +89,9 @@ class FakeEngine:
         ids = request.prompt_token_ids
         if not ids or min(ids) < 0 or max(ids) >= TOKENIZER.vocab_size:
             raise ValueError(f"[engine.add] prompt_token_ids must be ids; got {ids[:3]}")
+        if max(request.sampling.logit_bias, default=0) >= TOKENIZER.vocab_size:
+            bias = request.sampling.logit_bias
+            raise InvalidFieldError("engine.add", "logit_bias", "ids must be known", bias)
         if len(ids) + 1 > self.max_model_len:
             raise ContextLengthError(len(ids) + 1, self.max_model_len, "the prompt and one token")
 
@@ -150,6 +162,8 @@ class FakeEngine:
         sampling = request.sampling
         events = []
         ids = [*TOKENIZER.encode(answer), END]
+        if sampling.max_tokens == 0:
+            return [self._event(request, 0, None, "length")]
         room = self.max_model_len - len(request.prompt_token_ids)
         for number, token_id in enumerate(ids, start=1):
             if number == self.fail_at:
@@ -169,7 +183,21 @@ class FakeEngine:
     ) -> TokenEvent:
         errors = {"error": "kernel fell over", "abort": self.closed_reason}
         error = errors.get(reason or "")
-        num_prompt = len(request.prompt_token_ids)
+        prompt, sampling = request.prompt_token_ids, request.sampling
+        logprobs = prompt_logprobs = None
+        if sampling.logprobs is not None and token_id is not None:
+            logprobs = fake_logprobs(token_id, sampling.logprobs)
+        num_top = sampling.prompt_logprobs
+        if num_top is not None and number <= 1:
+            prompt_logprobs = (None, *(fake_logprobs(i, num_top) for i in prompt[1:]))
         return TokenEvent(
-            request.request_id, token_id, reason, num_prompt, self.cached_tokens, number, error
+            request.request_id,
+            token_id,
+            reason,
+            len(prompt),
+            self.cached_tokens,
+            number,
+            error,
+            logprobs,
+            prompt_logprobs,
         )

@@ -159,12 +159,7 @@ async def test_checkpoint_s_defaults_apply_where_the_request_is_silent(
     [
         ("n", 2),
         ("best_of", 3),
-        ("logprobs", True),
-        ("top_logprobs", 5),
-        ("logit_bias", {"5": 1}),
-        ("presence_penalty", 0.1),
-        ("frequency_penalty", -1),
-        ("repetition_penalty", 1.1),
+        ("prompt_logprobs", 1),
         ("response_format", {"type": "json_object"}),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("functions", [{"name": "f"}]),
@@ -182,16 +177,30 @@ async def test_what_would_change_the_answer_is_refused(
     assert engine.requests == []
 
 
+async def test_sampling_fields_reach_the_engine(client: TestClient, engine: FakeEngine) -> None:
+    fields = {
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "stop_token_ids": [4],
+    }
+    body = chat_body(logit_bias={"5": 1, "70": -100}, logprobs=True, top_logprobs=3, **fields)
+    assert (await client.post(URL, json=body)).status == 200
+    sampling = engine.requests[0].sampling
+    assert {name: getattr(sampling, name) for name in fields} == fields | {"stop_token_ids": (4,)}
+    assert sampling.logit_bias == {5: 1, 70: -100}
+    assert (sampling.logprobs, sampling.prompt_logprobs) == (3, None)
+
+
 async def test_neutral_values_of_unsupported_fields_are_taken(client: TestClient) -> None:
     neutral: dict[str, Any] = {
         "n": 1,
-        "logprobs": False,
-        "presence_penalty": 0,
-        "frequency_penalty": 0.0,
+        "best_of": 1,
         "response_format": {"type": "text"},
         "tools": [],
         "tool_choice": "auto",
-        "logit_bias": {},
         "stop": None,
     }
     assert (await client.post(URL, json=chat_body(**neutral))).status == 200

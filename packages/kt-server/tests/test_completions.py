@@ -83,7 +83,7 @@ async def test_impossible_prompts_are_refused(client: TestClient, prompt: Any) -
     assert error["param"].startswith("prompt")
 
 
-@pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("logprobs", 1)])
+@pytest.mark.parametrize(("field", "value"), [("suffix", "x"), ("prompt_logprobs", 1)])
 async def test_what_would_change_the_answer_is_refused(
     client: TestClient, field: str, value: Any
 ) -> None:

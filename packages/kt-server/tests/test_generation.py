@@ -21,7 +21,9 @@ async def deltas_of(
 ) -> list[TextDelta]:
     sampling = sampling or SamplingParams()
     request = Request("r", (1, 2, 3), sampling)
-    detokenizer = Detokenizer(TOKENIZER, sampling.stop, skip_special_tokens)
+    detokenizer = Detokenizer(
+        TOKENIZER, sampling.stop, skip_special_tokens, min_tokens=sampling.min_tokens
+    )
     return [d async for d in text_deltas(engine.generate(request), detokenizer)]
 
 
@@ -52,6 +54,69 @@ async def test_the_end_token_is_never_text(engine: FakeEngine) -> None:
     deltas = await deltas_of(engine, ignoring, skip_special_tokens=False)
     assert "".join(d.text for d in deltas) == "Paris.<|end|>"
     assert TOKENIZER.decode([END]) == ""
+
+
+def scored(deltas: list[TextDelta]) -> list[tuple[int, str]]:
+    """Where each token's text begins, and its bytes."""
+    return [
+        (t.offset, TOKENIZER.token_bytes(t.logprobs.token_id).decode("latin-1"))
+        for delta in deltas
+        for t in delta.tokens
+    ]
+
+
+async def test_every_token_is_scored_once_in_the_delta_where_its_text_ends(
+    engine: FakeEngine,
+) -> None:
+    engine.answer = "aé東b"
+    deltas = await deltas_of(engine, SamplingParams(logprobs=0))
+    assert [(d.text, len(d.tokens)) for d in deltas] == [
+        ("a", 1),
+        ("é", 2),
+        ("東", 3),
+        ("b", 1),
+        ("", 1),  # the end token
+    ]
+    parts = "aé東b".encode().decode("latin-1")
+    offsets = [0, 1, 1, 2, 2, 2, 3, 4]
+    assert scored(deltas) == list(zip(offsets, [*parts, "<|end|>"], strict=True))
+    assert not scored(await deltas_of(engine))
+
+
+@pytest.mark.parametrize(
+    ("stop", "kept"),
+    [
+        (".", "Paris"),
+        ("ris", "Pa"),
+        ("Par", ""),
+        ("is.!", "Paris.<end>"),
+        ("é", "Paris."),
+        ("!", "Paris.é"),
+    ],
+)
+async def test_tokens_that_a_stop_string_cut_are_not_scored(
+    engine: FakeEngine, stop: str, kept: str
+) -> None:
+    engine.answer = "Paris." if stop == "is.!" else "Paris.é!x"
+    deltas = await deltas_of(engine, SamplingParams(logprobs=0, stop=(stop,)))
+    said = "".join(part for _, part in scored(deltas))
+    assert said.replace("<|end|>", "<end>") == kept.encode().decode("latin-1")
+
+
+async def test_stop_strings_wait_for_min_tokens(engine: FakeEngine) -> None:
+    engine.answer = "aXbXc"
+    for min_tokens, text in ((0, "a"), (1, "a"), (2, "aXb"), (4, "aXbXc")):
+        deltas = await deltas_of(engine, SamplingParams(stop=("X",), min_tokens=min_tokens))
+        assert "".join(d.text for d in deltas) == text
+
+
+async def test_prompt_logprobs_come_with_the_first_delta(engine: FakeEngine) -> None:
+    for max_tokens in (0, 2):
+        sampling = SamplingParams(prompt_logprobs=1, max_tokens=max_tokens)
+        first, *others = await deltas_of(engine, sampling)
+        assert first.prompt_logprobs is not None
+        assert len(first.prompt_logprobs) == 3
+        assert all(delta.prompt_logprobs is None for delta in others)
 
 
 async def test_errors_and_aborts_raise(engine: FakeEngine) -> None:

@@ -73,6 +73,32 @@ async def test_completions(async_client: openai.AsyncOpenAI) -> None:
     assert texts == ["Paris.", "Paris."]
 
 
+async def test_logprobs(async_client: openai.AsyncOpenAI, engine: FakeEngine) -> None:
+    engine.answer = "né"
+    ask = {"model": MODEL, "messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
+    chat = await async_client.chat.completions.create(**ask)
+    logprobs = chat.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert logprobs.content[0].token == "n"
+    assert bytes(b for item in logprobs.content for b in item.bytes or []) == "né<|end|>".encode()
+    assert [len(item.top_logprobs) for item in logprobs.content] == [2] * 4
+    async with async_client.chat.completions.stream(**ask) as stream:
+        final = await stream.get_final_completion()
+    assert final.choices[0].logprobs is not None
+    assert final.choices[0].logprobs.content == logprobs.content
+    completion = await async_client.completions.create(
+        model=MODEL, prompt="ab", echo=True, logprobs=1, max_tokens=0
+    )
+    assert completion.choices[0].text == "ab"
+    assert completion.choices[0].logprobs is not None
+    assert completion.choices[0].logprobs.tokens == ["a", "b"]
+    assert completion.choices[0].logprobs.token_logprobs == [None, -1.25]
+    with pytest.raises(openai.BadRequestError) as bad:
+        await async_client.chat.completions.create(**ask, logit_bias={"99999": 1})
+    assert bad.value.param == "logit_bias"
+
+
 async def test_models(async_client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in async_client.models.list()] == [MODEL]
     assert (await async_client.models.retrieve(MODEL)).id == MODEL

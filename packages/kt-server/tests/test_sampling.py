@@ -17,9 +17,11 @@ def test_generation_config_is_read(tmp_path: Path) -> None:
         ' "top_p": 0.95, "repetition_penalty": 1.05, "max_new_tokens": 9}'
     )
     defaults = SamplingDefaults.from_dir(tmp_path)
-    assert defaults.repetition_penalty == 1.05
     params = defaults.params(seed=3)
-    assert params == SamplingParams(max_tokens=9, temperature=0.6, top_p=0.95, top_k=20, seed=3)
+    assert params == SamplingParams(
+        max_tokens=9, temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.05, seed=3
+    )
+    assert defaults.params(repetition_penalty=1.0).repetition_penalty == 1
 
 
 def test_without_a_file_the_engine_s_defaults_apply(tmp_path: Path) -> None:

@@ -252,8 +252,12 @@ class _Answer:
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         self.request = request
-        stop = request.sampling.stop
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, stop)
+        sampling = request.sampling
+        self._detokenizer = (
+            None
+            if tokenizer is None
+            else Detokenizer(tokenizer, sampling.stop, min_tokens=sampling.min_tokens)
+        )
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []

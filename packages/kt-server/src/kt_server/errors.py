@@ -21,7 +21,7 @@ _RETRY_AFTER_S = 5
 # nginx's status for a client that closed the connection; only logs and metrics see it.
 CLIENT_LEFT = 499
 
-_PATH_IN_MESSAGE = re.compile(r" - at `\$\.?(.*?)`$")
+_PATH_IN_MESSAGE = re.compile(r" - at (?:`key` in )?`\$\.?(.*?)(?:\[\.\.\.\])?`$")
 _FIELD_IN_MESSAGE = re.compile(r"required field `(\w+)`")
 
 

@@ -5,12 +5,13 @@ names."""
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from kt_runtime.core import EngineClosedError, TokenEvent
+from kt_runtime.core import EngineClosedError, TokenEvent, TokenLogprobs
 from kt_runtime.text import Detokenizer
 
 T = TypeVar("T")
@@ -21,6 +22,14 @@ class GenerationError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of an answer: the character at which its text begins, and its log probability."""
+
+    offset: int
+    logprobs: TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """The next piece of an answer.
 
@@ -28,6 +37,9 @@ class TextDelta:
         text: new text; may be empty in the last delta.
         finish_reason: set in the last delta, and only there.
         num_prompt_tokens, num_cached_tokens, num_generated_tokens: usage so far.
+        tokens: where log probabilities are asked for, the tokens whose text ends in this delta;
+            those that a stop string cut off are in none.
+        prompt_logprobs: where asked for, in the first delta.
     """
 
     text: str
@@ -35,6 +47,41 @@ class TextDelta:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_generated_tokens: int
+    tokens: tuple[ScoredToken, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+class _TokenLine:
+    """Scored tokens whose text is not out yet, in order."""
+
+    def __init__(self) -> None:
+        self._line: deque[tuple[ScoredToken, int]] = deque()
+
+    def push(self, start: int, end: int, logprobs: TokenLogprobs) -> None:
+        """The next token; its text is characters start … end - 1, none where it only begins or
+        continues a character."""
+        self._line.append((ScoredToken(start, logprobs), end))
+
+    def ready(self, num_characters: int) -> tuple[ScoredToken, ...]:
+        """Tokens whose text lies in the first `num_characters`. One without text waits for the
+        next, which it belongs to."""
+        count = 0
+        for place, (token, end) in enumerate(self._line, start=1):
+            if end > num_characters:
+                break
+            if end > token.offset:
+                count = place
+        return tuple(self._line.popleft()[0] for _ in range(count))
+
+    def before(self, num_characters: int) -> tuple[ScoredToken, ...]:
+        """The rest of a text that was cut: tokens that begin in its first `num_characters`."""
+        return tuple(token for token in self.rest() if token.offset < num_characters)
+
+    def rest(self) -> tuple[ScoredToken, ...]:
+        """All that are left."""
+        tokens = tuple(token for token, _ in self._line)
+        self._line.clear()
+        return tokens
 
 
 async def text_deltas(
@@ -48,8 +95,12 @@ async def text_deltas(
         GenerationError: the engine ended the request with "error".
         EngineClosedError: with "abort", which a reader only sees of an engine that was closed.
     """
+    line = _TokenLine()
+    prompt_logprobs = None
+    num_characters = 0  # given out
     async with aclosing(events):
         async for event in events:
+            prompt_logprobs = event.prompt_logprobs or prompt_logprobs
             reason = event.finish_reason
             if reason == "error":
                 raise GenerationError(event.error or "the engine ended the request")
@@ -59,20 +110,32 @@ async def text_deltas(
             # text.
             ended_by_token = reason == "stop"
             text = ""
-            if event.token_id is not None and not ended_by_token:
-                text = detokenizer.feed(event.token_id)
+            if event.token_id is not None:
+                start = num_characters + detokenizer.num_held
+                text = "" if ended_by_token else detokenizer.feed(event.token_id)
+                end = num_characters + len(text) + detokenizer.num_held
+                if event.logprobs is not None:
+                    line.push(start, end, event.logprobs)
             if reason is not None:
                 text += detokenizer.finish()
             if detokenizer.stopped is not None:
                 reason = "stop"
-            if text or reason is not None:
+            num_characters += len(text)
+            if detokenizer.stopped is not None:
+                tokens = line.before(num_characters)
+            else:
+                tokens = line.ready(num_characters) if reason is None else line.rest()
+            if text or tokens or reason is not None:
                 yield TextDelta(
                     text,
                     reason,
                     event.num_prompt_tokens,
                     event.num_cached_tokens,
                     event.num_generated_tokens,
+                    tokens,
+                    prompt_logprobs,
                 )
+                prompt_logprobs = None
             if reason is not None:
                 return
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +17,7 @@ Number = TypeVar("Number", int, float)
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
     """What applies where a request says nothing: the checkpoint's generation_config.json.
 
-    None means that the checkpoint says nothing either. `repetition_penalty` is read so that `kt
-    serve` can say that it is not applied.
+    None means that the checkpoint says nothing either.
     """
 
     temperature: float | None = None
@@ -57,11 +56,18 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
         stop: Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        min_tokens: int | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        repetition_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """A request's settings; None takes the checkpoint's, else the engine's default.
 
         Raises:
-            ValueError: `[sampling] …`: a value out of range.
+            InvalidFieldError: a value out of range.
         """
 
         return SamplingParams(
@@ -75,6 +81,13 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
             stop=tuple(stop),
             stop_token_ids=tuple(stop_token_ids),
             ignore_eos=ignore_eos,
+            min_tokens=min_tokens or 0,
+            presence_penalty=presence_penalty or 0.0,
+            frequency_penalty=frequency_penalty or 0.0,
+            repetition_penalty=_first(repetition_penalty, self.repetition_penalty, 1.0),
+            logit_bias=logit_bias or {},
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
 

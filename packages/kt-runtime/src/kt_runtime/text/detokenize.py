@@ -31,6 +31,11 @@ class StopStrings:
         self._held = ""
         self.matched: str | None = None
 
+    @property
+    def num_held(self) -> int:
+        """Characters held back."""
+        return len(self._held)
+
     def feed(self, text: str) -> str:
         """Add text; returns what can no longer belong to a stop string. Nothing more comes after a
         match."""
@@ -90,6 +95,7 @@ class Detokenizer:
         continues_text: the ids continue a text of which the caller shows the beginning, so a space
             at their start belongs to them; otherwise the space that SentencePiece puts before every
             text is taken off.
+        min_tokens: stop strings are looked for behind so many tokens.
     """
 
     def __init__(
@@ -98,11 +104,13 @@ class Detokenizer:
         stop: Sequence[str] = (),
         skip_special_tokens: bool = True,
         continues_text: bool = False,
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopStrings(stop)
+        self._unstoppable = min_tokens  # tokens still to come before a stop string counts
         self._leading_spaces = 0 if continues_text else tokenizer.leading_spaces
 
     @property
@@ -110,12 +118,20 @@ class Detokenizer:
         """The stop string that ended the text, or None."""
         return self._stops.matched
 
+    @property
+    def num_held(self) -> int:
+        """Characters that are decoded and held back: they may yet belong to a stop string."""
+        return self._stops.num_held
+
     def feed(self, token_id: int) -> str:
         """Add one token; returns the text that is now certain, often one word, sometimes
         nothing."""
+        unstoppable = self._unstoppable > 0
+        self._unstoppable -= unstoppable
         if token_id in self._skip:
             return ""
-        return self._stops.feed(self._decode(self._tokenizer.token_bytes(token_id), final=False))
+        text = self._decode(self._tokenizer.token_bytes(token_id), final=False)
+        return text if unstoppable else self._stops.feed(text)
 
     def finish(self) -> str:
         """No more tokens: returns the rest. An incomplete character becomes U+FFFD."""

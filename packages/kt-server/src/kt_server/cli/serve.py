@@ -186,9 +186,6 @@ def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
         "KV cache": pages,
         "chat template": template,
     }
-    penalty = loaded.sampling_defaults.repetition_penalty
-    if penalty not in (None, 1.0):
-        rows["note"] = f"the checkpoint's repetition_penalty of {penalty} is not applied"
     for label, value in rows.items():
         print(f"{label:15s} {value}")
     print(f"listening on {url}", flush=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -14,7 +14,8 @@ from aiohttp import web
 
 from kt_runtime.text import Detokenizer
 from kt_server.errors import ApiError
-from kt_server.generation import TextDelta, text_deltas
+from kt_server.generation import ScoredToken, TextDelta, text_deltas
+from kt_server.openai.logprobs import chat_logprobs
 from kt_server.openai.requests import (
     encode,
     engine_request,
@@ -47,8 +48,12 @@ async def create_chat_completion(http_request: web.Request) -> web.StreamRespons
     """The handler."""
     served = http_request.app[SERVED]
     request = await read_request(http_request, ChatCompletionRequest)
-    max_tokens = request.max_completion_tokens or request.max_tokens
-    sampling = sampling_params(served, request, max_tokens)
+    sampling = sampling_params(
+        served,
+        request,
+        max_tokens=request.max_completion_tokens or request.max_tokens,
+        logprobs=_num_logprobs(request),
+    )
     # In a thread: rendering and tokenizing a long conversation would hold up everyone's tokens.
     prompt_token_ids = await asyncio.to_thread(_prompt_token_ids, served, request)
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -56,14 +61,25 @@ async def create_chat_completion(http_request: web.Request) -> web.StreamRespons
         served, completion_id, prompt_token_ids, sampling, request.cache_salt, "messages"
     )
     detokenizer = Detokenizer(
-        served.tokenizer, sampling.stop, request.skip_special_tokens is not False
+        served.tokenizer,
+        sampling.stop,
+        request.skip_special_tokens is not False,
+        min_tokens=sampling.min_tokens,
     )
     deltas = text_deltas(served.metrics.timed(served.engine.generate(job)), detokenizer)
     if request.stream:
         include_usage = bool(request.stream_options and request.stream_options.include_usage)
         events = _chunks(served, completion_id, deltas, include_usage)
         return await send_events(http_request, events, served.config.keepalive_s)
-    return json_response(await _whole(served, completion_id, deltas))
+    scored = bool(request.logprobs)
+    return json_response(await _whole(served, completion_id, deltas, scored))
+
+
+def _num_logprobs(request: ChatCompletionRequest) -> int | None:
+    if not request.logprobs and request.top_logprobs:
+        message = f"top_logprobs needs logprobs to be true; got {request.top_logprobs}"
+        raise ApiError(400, message, param="top_logprobs")
+    return (request.top_logprobs or 0) if request.logprobs else None
 
 
 def _prompt_token_ids(served: Served, request: ChatCompletionRequest) -> list[int]:
@@ -111,21 +127,27 @@ def _text(message: ChatMessage, where: str) -> str:
 
 
 async def _whole(
-    served: Served, completion_id: str, deltas: AsyncGenerator[TextDelta, None]
+    served: Served, completion_id: str, deltas: AsyncGenerator[TextDelta, None], scored: bool
 ) -> ChatCompletion:
     texts: list[str] = []
+    tokens: list[ScoredToken] = []
     last: TextDelta | None = None
     async with aclosing(deltas):
         async for last in deltas:
             texts.append(last.text)
+            tokens += last.tokens
     assert last is not None
     assert last.finish_reason is not None
-    message = AssistantMessage(content="".join(texts))
+    choice = ChatChoice(
+        message=AssistantMessage(content="".join(texts)),
+        logprobs=chat_logprobs(served.tokenizer, tokens) if scored else None,
+        finish_reason=last.finish_reason,
+    )
     return ChatCompletion(
         id=completion_id,
         created=int(time.time()),
         model=served.model_name,
-        choices=[ChatChoice(message=message, finish_reason=last.finish_reason)],
+        choices=[choice],
         usage=usage(last.num_prompt_tokens, last.num_cached_tokens, last.num_generated_tokens),
         system_fingerprint=served.system_fingerprint,
     )
@@ -146,8 +168,15 @@ async def _chunks(
         system_fingerprint=served.system_fingerprint,
     )
 
-    def encoded(delta: ChatDelta, finish_reason: FinishReason | None = None) -> bytes:
-        chunk.choices = [ChatChunkChoice(delta=delta, finish_reason=finish_reason)]
+    def encoded(
+        delta: ChatDelta,
+        finish_reason: FinishReason | None = None,
+        tokens: Sequence[ScoredToken] = (),
+    ) -> bytes:
+        logprobs = chat_logprobs(served.tokenizer, tokens) if tokens else None
+        chunk.choices = [
+            ChatChunkChoice(delta=delta, logprobs=logprobs, finish_reason=finish_reason)
+        ]
         return msgspec.json.encode(chunk)
 
     last: TextDelta | None = None
@@ -156,8 +185,8 @@ async def _chunks(
             if last is None:
                 yield encoded(ChatDelta(role="assistant", content=""))
             last = delta
-            if delta.text:
-                yield encoded(ChatDelta(content=delta.text))
+            if delta.text or delta.tokens:
+                yield encoded(ChatDelta(content=delta.text), tokens=delta.tokens)
             if delta.finish_reason is not None:
                 yield encoded(ChatDelta(), delta.finish_reason)
     if include_usage and last is not None:

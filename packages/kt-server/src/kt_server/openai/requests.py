@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from kt_runtime.core import ContextLengthError, Request, SamplingParams
+from kt_runtime.core import ContextLengthError, InvalidFieldError, Request, SamplingParams
 from kt_server.errors import ApiError, invalid_json, unavailable
 from kt_server.openai.types import GenerationRequest, PromptTokensDetails, Usage
 from kt_server.served import SERVED, Served
@@ -20,14 +20,7 @@ R = TypeVar("R", bound=GenerationRequest)
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_tokens": (0,),
     "bad_words": ([],),
     "allowed_token_ids": (),
     "include_stop_str_in_output": (False,),
@@ -47,7 +40,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "chat_template": (),
     "documents": ([],),
-    "echo": (False,),
     "suffix": ("",),
 }
 
@@ -111,9 +103,14 @@ def encode(served: Served, text: str, param: str, *, add_special_tokens: bool) -
 
 
 def sampling_params(
-    served: Served, request: GenerationRequest, max_tokens: int | None
+    served: Served,
+    request: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """The request's settings over the checkpoint's.
+    """The request's settings over the checkpoint's. What the APIs call differently comes apart.
 
     Raises:
         ApiError: 400, a value is out of range.
@@ -130,9 +127,16 @@ def sampling_params(
             stop=stop,
             stop_token_ids=request.stop_token_ids or [],
             ignore_eos=bool(request.ignore_eos),
+            min_tokens=request.min_tokens,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=request.repetition_penalty,
+            logit_bias=request.logit_bias,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
-    except ValueError as error:
-        raise ApiError(400, str(error)) from None
+    except InvalidFieldError as error:
+        raise ApiError(400, str(error), param=error.field) from None
 
 
 def engine_request(
@@ -157,6 +161,8 @@ def engine_request(
     except ContextLengthError as error:
         code = "context_length_exceeded"
         raise ApiError(400, str(error), param=param, code=code) from None
+    except InvalidFieldError as error:
+        raise ApiError(400, str(error), param=error.field) from None
     except ValueError as error:
         raise ApiError(400, str(error), param=param) from None
     return request

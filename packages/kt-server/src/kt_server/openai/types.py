@@ -11,8 +11,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from kt_runtime.core import MAX_LOGPROBS
+
 MaxTokens = Annotated[int, Meta(ge=1)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
 
 class StreamOptions(Struct, kw_only=True):
@@ -27,7 +31,6 @@ class GenerationRequest(Struct, kw_only=True):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
@@ -36,6 +39,9 @@ class GenerationRequest(Struct, kw_only=True):
         | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=4)]
         | None
     ) = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     # Not OpenAI's, but what servers for open models have in common.
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Unit | None = None
@@ -43,17 +49,12 @@ class GenerationRequest(Struct, kw_only=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     cache_salt: str | None = None  # prefixes are shared only among requests of one salt
+    repetition_penalty: float | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
     # Known and unsupported: see requests.UNSUPPORTED for the values that change nothing.
     n: Any = None
     best_of: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
     prompt_logprobs: Any = None
-    logit_bias: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    repetition_penalty: Any = None
-    min_tokens: Any = None
     bad_words: Any = None
     allowed_token_ids: Any = None
     include_stop_str_in_output: Any = None
@@ -88,7 +89,10 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumLogprobs | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Known and unsupported.
     tools: Any = None
@@ -104,8 +108,10 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     """POST /v1/completions. `prompt`: a text, texts, token ids, or lists of token ids."""
 
     prompt: str | list[str | int | list[int]]
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    logprobs: NumLogprobs | None = None
+    echo: bool | None = None
     # Known and unsupported.
-    echo: Any = None
     suffix: Any = None
 
 
@@ -135,12 +141,34 @@ class AssistantMessage(Struct, kw_only=True):
     refusal: None = None
 
 
+class TopLogprob(Struct, kw_only=True):
+    """A token and its log probability. `token` is its text, or bytes:\\x… where it is not whole
+    characters; `bytes` is exact."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(TopLogprob, kw_only=True):
+    """A token of the answer, with the most probable ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, kw_only=True):
+    """Log probabilities of an answer's tokens."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
 class ChatChoice(Struct, kw_only=True):
     """The one answer of a chat completion."""
 
     index: int = 0
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -168,7 +196,7 @@ class ChatChunkChoice(Struct, kw_only=True):
 
     index: int = 0
     delta: ChatDelta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -184,12 +212,21 @@ class ChatChunk(Struct, kw_only=True):
     system_fingerprint: str
 
 
+class CompletionLogprobs(Struct, kw_only=True):
+    """Log probabilities of a text's tokens, in parallel lists. A prompt's first token has none."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
 class CompletionChoice(Struct, kw_only=True):
     """The text that follows one prompt, whole or in part."""
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None
 
 
