@@ -117,7 +117,7 @@ struct Fp8 : FloatWeights {
       .source_zeros = false,
       .takes_floats = false,
       .weight_error = 0.026f,
-      .layout = "header float32 [K/128], data e4m3 [K][8]; scale * value"};
+      .layout = "header float32 [K/128], data e4m3 [K][8], bits s m0 e3..e0 m2 m1; scale * value"};
 
   static constexpr bool kScaled = true;
 
@@ -135,7 +135,10 @@ struct Fp8 : FloatWeights {
       put(to.header, static_cast<int>(tile), scales[tile]);
     for (int i = 0; i < args.into.k_padded; ++i) {
       const uint8_t value = row >= 0 && i < k ? from[i] : 0;
-      to.data[int64_t{i} * kPanelRows + to.lane] = static_cast<std::byte>(value);
+      // The lowest bit behind the sign: then high and low byte of the f16 that is 2^-8 times the
+      // value are made with one and with two operations.
+      to.data[int64_t{i} * kPanelRows + to.lane] =
+          static_cast<std::byte>((value & 0x80) | (value & 0x01) << 6 | (value & 0x7e) >> 1);
     }
   }
 };

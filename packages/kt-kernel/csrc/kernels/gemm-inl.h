@@ -132,7 +132,7 @@ inline void gemm(const GemmArgs& args) {
   if constexpr (Weights::kInteger) {
     if (args.a.biased()) return gemm_range<Weights, 0, 2>(args);
     // The panels of a single row share its 8 vectors of activations, kept in registers.
-    if (args.a.rows == 1) return gemm_range<Weights, 1, 4>(args);
+    if (args.a.rows == 1) return gemm_range<Weights, 1, 4 * kPanelRows / Vec::kLanes>(args);
     with_rows<kFewRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
   } else {
     if (args.a.rows > kFloatRows) return gemm_range<Weights, 0, 4>(args);

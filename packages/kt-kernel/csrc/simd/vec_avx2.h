@@ -140,25 +140,23 @@ struct Vec {
   }
   static F load_e8m0(const std::byte* p, int64_t) {
     const I e = _mm256_cvtepu8_epi32(load8(p));
-    const I zero = _mm256_cmpeq_epi32(e, _mm256_setzero_si256());
-    const I nan = _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255));
-    I bits = _mm256_slli_epi32(e, 23);
-    bits = _mm256_or_si256(bits, _mm256_and_si256(zero, _mm256_set1_epi32(0x00400000)));
-    return _mm256_castsi256_ps(
-        _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi32(0x7fc00000))));
+    const I nan = _mm256_srli_epi32(_mm256_cmpeq_epi32(e, _mm256_set1_epi32(255)), 1);
+    // 2^-127, the least, is below the normal floats: half of one.
+    const I bits = _mm256_max_epi32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(0x00400000));
+    return _mm256_castsi256_ps(_mm256_or_si256(bits, nan));
   }
-  // A block of e4m3 / 256 as f16: the byte in the upper half, one place to the right, its sign
-  // kept. In memory, because from there vcvtph2ps does without the one port that shuffles.
+  // A block of e4m3 / 256 as f16, in memory, because from there vcvtph2ps does without the one port
+  // that shuffles.
   class Fp8Block {
    public:
     void set(const std::byte* p, int64_t) {
-      const I keep = _mm256_set1_epi16(static_cast<int16_t>(0xbfff));
+      const I high = _mm256_set1_epi8(static_cast<char>(0xbf)), low = _mm256_set1_epi8(-0x80);
       for (int i = 0; i < 16; i += 2) {
-        const I bytes = load_i(p + 16 * i);
-        const I even = _mm256_srai_epi16(_mm256_unpacklo_epi8(zero_i(), bytes), 1);
-        const I odd = _mm256_srai_epi16(_mm256_unpackhi_epi8(zero_i(), bytes), 1);
-        f16_[i] = _mm256_and_si256(even, keep);
-        f16_[i + 1] = _mm256_and_si256(odd, keep);
+        const I codes = load_i(p + 16 * i);
+        const I highs = _mm256_and_si256(codes, high);
+        const I lows = _mm256_and_si256(_mm256_add_epi8(codes, codes), low);
+        f16_[i] = _mm256_unpacklo_epi8(lows, highs);
+        f16_[i + 1] = _mm256_unpackhi_epi8(lows, highs);
       }
       __asm__("" : "+m"(f16_));  // or else gcc would shuffle
     }

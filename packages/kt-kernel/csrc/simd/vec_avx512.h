@@ -123,27 +123,32 @@ struct Vec {
   }
   static F load_e8m0(const std::byte* p, int64_t stride) {
     const I e = _mm512_cvtepu8_epi32(load8(p, stride));
-    const __mmask16 zero = _mm512_cmpeq_epi32_mask(e, _mm512_setzero_si512());
     const __mmask16 nan = _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255));
-    I bits = _mm512_slli_epi32(e, 23);
-    bits = _mm512_mask_blend_epi32(zero, bits, _mm512_set1_epi32(0x00400000));
+    const I bits = _mm512_max_epi32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x00400000));
     return _mm512_castsi512_ps(_mm512_mask_blend_epi32(nan, bits, _mm512_set1_epi32(0x7fc00000)));
   }
   class Fp8Block {
    public:
     void set(const std::byte* p, int64_t stride) {
-      const __m256i keep = _mm256_set1_epi16(static_cast<int16_t>(0xbfff));
-      for (int k = 0; k < kBlock; ++k) {
-        const __m256i words = _mm256_cvtepu8_epi16(load8(p + 8 * k, stride));
-        f16_[k] = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(words, 8), 1), keep);
+      const I high = _mm512_set1_epi8(static_cast<char>(0xbf)), low = _mm512_set1_epi8(-0x80);
+      for (int i = 0; i < 16; i += 2) {
+        // K = 0, 2 | 0, 2 | 1, 3 | 1, 3 of one panel and the other.
+        const I codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7),
+                                                 load_i(p + 16 * i, stride));
+        const I highs = _mm512_and_si512(codes, high);
+        const I lows = _mm512_and_si512(_mm512_add_epi8(codes, codes), low);
+        f16_[i] = _mm512_unpacklo_epi8(lows, highs);
+        f16_[i + 1] = _mm512_unpackhi_epi8(lows, highs);
       }
+      __asm__("" : "+m"(f16_));  // or else gcc would shuffle
     }
     void load4(int k, F (&w)[4]) const {
-      for (int i = 0; i < 4; ++i) w[i] = _mm512_cvtph_ps(f16_[k + i]);
+      const auto* f16 = reinterpret_cast<const uint16_t*>(f16_) + 16 * k;
+      for (int i = 0; i < 4; ++i) w[i] = load_f16(f16 + 16 * i);
     }
 
    private:
-    __m256i f16_[kBlock];
+    I f16_[16];  // K = 0, 1; 2, 3; 4, 5; …
   };
   static F load_each(const std::byte* p, int64_t stride) {
     float x[2];

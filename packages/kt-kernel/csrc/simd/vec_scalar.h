@@ -175,9 +175,9 @@ struct Vec {
     void set(const std::byte* p, int64_t) { bytes_ = p; }
     void load4(int k, F (&w)[4]) const {
       for (int i = 0; i < 32; ++i) {
-        const uint32_t byte = static_cast<uint8_t>(bytes_[8 * k + i]);
+        const uint32_t code = static_cast<uint8_t>(bytes_[8 * k + i]);
         w[i / 8][i % 8] =
-            kt::f16_to_float(static_cast<uint16_t>((byte & 0x80) << 8 | (byte & 0x7f) << 7));
+            kt::f16_to_float(static_cast<uint16_t>((code & 0xbf) << 8 | (code & 0x40) << 1));
       }
     }
 
