@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--formats", default=",".join(FORMATS))
     arguments = parser.parse_args()
     path = resolve_model(arguments.model)
-    ids = Tokenizer.from_dir(path).encode(heldout_text())
+    ids = Tokenizer.from_pretrained(path).encode(heldout_text())
     print(f"{arguments.model}, {len(ids)} held-out tokens")
     reference = None
     for weight_format in arguments.formats.split(","):

@@ -48,8 +48,8 @@ def test_the_answer_is_right(client: openai.OpenAI, model_path) -> None:
     assert chat.choices[0].message.content == ANSWER
     assert chat.choices[0].finish_reason == "stop"
     assert chat.usage is not None
-    tokenizer = Tokenizer.from_dir(model_path)
-    template = ChatTemplate.from_dir(model_path)
+    tokenizer = Tokenizer.from_pretrained(model_path)
+    template = ChatTemplate.from_pretrained(model_path)
     assert template is not None
     assert chat.usage.prompt_tokens == len(tokenizer.encode(template.render(QUESTION)))
     assert chat.usage.completion_tokens == len(tokenizer.encode(ANSWER)) + 1  # and the end token
@@ -89,7 +89,7 @@ def test_a_prompt_seen_before_is_not_computed_again(server: Server, client: open
 
 
 def test_completions_of_several_prompts(client: openai.OpenAI, model_path) -> None:
-    tokenizer = Tokenizer.from_dir(model_path)
+    tokenizer = Tokenizer.from_pretrained(model_path)
     texts = ["The capital of France is", "1, 2, 3, 4,"]
     by_text = client.completions.create(model=MODEL, prompt=texts, temperature=0, max_tokens=4)
     by_ids = client.completions.create(

@@ -34,7 +34,7 @@ def model_dir(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def heldout_ids(model_dir: Path) -> list[int]:
-    return Tokenizer.from_dir(model_dir).encode(heldout_text())
+    return Tokenizer.from_pretrained(model_dir).encode(heldout_text())
 
 
 @dataclass(frozen=True)

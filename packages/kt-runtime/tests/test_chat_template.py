@@ -72,7 +72,7 @@ def save_checkpoint(path: Path, template: str | list[dict[str, str]] | None, **c
 def assert_same_as_transformers(path: Path, messages: list[dict[str, Any]], **kwargs: Any) -> str:
     from transformers import AutoTokenizer
 
-    template = ChatTemplate.from_dir(path)
+    template = ChatTemplate.from_pretrained(path)
     assert template is not None
     ours = template.render(messages, **kwargs)
     options = {"add_generation_prompt": True, **kwargs}
@@ -126,7 +126,7 @@ def test_the_default_of_several_templates_is_used(tmp_path: Path) -> None:
 
 
 def test_base_models_have_no_template(tmp_path: Path) -> None:
-    assert ChatTemplate.from_dir(save_checkpoint(tmp_path, None)) is None
+    assert ChatTemplate.from_pretrained(save_checkpoint(tmp_path, None)) is None
 
 
 def test_the_template_s_own_objection_is_a_value_error() -> None:
@@ -160,7 +160,7 @@ def test_invalid_jinja_names_the_line() -> None:
 def test_unreadable_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"\[chat_template\] .*tokenizer_config.json must be"):
-        ChatTemplate.from_dir(tmp_path)
+        ChatTemplate.from_pretrained(tmp_path)
 
 
 @pytest.mark.slow

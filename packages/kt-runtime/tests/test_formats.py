@@ -4,21 +4,28 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from kt_runtime.checkpoint.formats import Role, resolve
+from kt_kernel.formats import FORMATS
+from kt_runtime.checkpoint.formats import BLOCKS, FLOATS, Role, common, resolve
 from kt_runtime.config import WeightFormat
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ROLES: tuple[Role, ...] = ("experts", "linear", "embedding", "lm_head", "router")
 
 
-@pytest.mark.parametrize(
-    ("stored", "expected"), [(F32, "float32"), (BF16, "bf16"), (F16, "float32")]
-)
-def test_native_holds_every_stored_value(stored: torch.dtype, expected: str) -> None:
+@pytest.mark.parametrize("stored", FLOATS + BLOCKS)
+def test_native_is_what_is_stored_but_for_routers_and_looked_up_blocks(stored: str) -> None:
     for role in ROLES:
-        assert resolve("native", role, stored) == ("float32" if role == "router" else expected)
+        exceptions = {"router": "float32"}
+        if stored in BLOCKS:
+            exceptions["embedding"] = "f16"
+        assert resolve("native", role, stored) == exceptions.get(role, stored)
+    assert stored in FORMATS  # the kernels' own name for it
+
+
+def test_several_stored_formats_have_float32_in_common() -> None:
+    assert common({"q4_k"}) == "q4_k"
+    assert common({"bf16"}) == "bf16"
+    assert common({"bf16", "f16"}) == common({"q4_k", "q6_k"}) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -30,9 +37,9 @@ def test_native_holds_every_stored_value(stored: torch.dtype, expected: str) -> 
         ("int4", "int4", "int8", "bf16"),
     ],
 )
-@pytest.mark.parametrize("stored", [F32, BF16, F16])
+@pytest.mark.parametrize("stored", ["float32", "bf16", "f16", "q4_1", "q6_k"])
 def test_asked_format_counts_whatever_is_stored(
-    weight_format: WeightFormat, experts: str, others: str, embedding: str, stored: torch.dtype
+    weight_format: WeightFormat, experts: str, others: str, embedding: str, stored: str
 ) -> None:
     assert resolve(weight_format, "experts", stored) == experts
     assert resolve(weight_format, "linear", stored) == others
@@ -41,7 +48,7 @@ def test_asked_format_counts_whatever_is_stored(
     assert resolve(weight_format, "router", stored) == "float32"
 
 
-@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.int8, torch.float64])
-def test_other_stored_dtypes_are_refused_with_the_supported_ones(stored: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="one of float32, bfloat16, float16; got"):
+@pytest.mark.parametrize("stored", ["float8_e4m3fn", "int8", "float64"])
+def test_other_stored_dtypes_are_refused_with_the_supported_ones(stored: str) -> None:
+    with pytest.raises(ValueError, match=r"one of float32, bf16, f16, q4_0, .*; got"):
         resolve("native", "linear", stored)

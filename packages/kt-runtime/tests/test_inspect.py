@@ -39,6 +39,12 @@ def test_a_directory_with_a_config_is_itself(tmp_path: Path, entry_points: list[
     assert entry_points == []
 
 
+def test_a_gguf_file_is_itself(tmp_path: Path, entry_points: list[bool]) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert inspect.resolve_model(tmp_path / "model.gguf") == tmp_path / "model.gguf"
+    assert entry_points == []
+
+
 def test_a_known_name_is_built(tmp_path: Path, entry_points: list[bool]) -> None:
     assert inspect.known_models() == ["tiny"]
     assert inspect.resolve_model("tiny", progress=False) == tmp_path / "built"
@@ -50,7 +56,8 @@ def test_a_known_name_is_built(tmp_path: Path, entry_points: list[bool]) -> None
     [
         ("no-such-model", "'no-such-model', where nothing is"),
         ("empty", "a directory without config.json"),
-        ("file", "a file"),
+        ("file", "a file that is not GGUF"),
+        ("files", "name the file itself"),
     ],
 )
 @pytest.mark.usefixtures("entry_points")
@@ -60,6 +67,8 @@ def test_anything_else_lists_the_names_and_what_was_found(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"\[model\] model must be a directory .*\(tiny\)") as e:
         inspect.resolve_model(given)
     assert found in str(e.value)

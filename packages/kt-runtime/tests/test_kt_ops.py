@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kt_kernel import Graph, ThreadPool
-from kt_runtime.ops.kt_ops import KtOps
+from kt_runtime.ops.kt_ops import PROJECTIONS, KtOps
 from kt_runtime.ops.torch_ops import TorchOps
 from kt_runtime.protocols import ModelShape, Projection, RopeTable, Router
 
@@ -106,10 +106,11 @@ def test_experts(
     x, topk_weights = randn(9, hidden, seed=3), randn(9, 3, seed=4)
     generator = torch.Generator().manual_seed(5)
     topk_ids = torch.randint(-1, 6, (9, 3), generator=generator, dtype=torch.int32)
+    formats = dict.fromkeys(PROJECTIONS, weight_format)
     got, want = (
         ops.experts(
             x,
-            ops.pack_experts(6, hidden, intermediate, 3, weight_format, lambda e, p: weights[p][e]),
+            ops.pack_experts(6, hidden, intermediate, 3, formats, lambda e, p: weights[p][e]),
             topk_ids,
             topk_weights,
         )
@@ -240,7 +241,8 @@ def test_packing_experts_holds_one_matrix_per_thread(pool: ThreadPool) -> None:
         weakref.finalize(tensor, lambda: alive.__setitem__(0, alive[0] - 1))
         return tensor
 
-    KtOps(pool, MAX_TOKENS).pack_experts(16, 32, 16, 2, "int4", load)
+    formats = dict.fromkeys(PROJECTIONS, "int4")
+    KtOps(pool, MAX_TOKENS).pack_experts(16, 32, 16, 2, formats, load)
     gc.collect()
     assert alive[0] == 0
     # Two per thread: those just packed die when the next ones have been read.

@@ -79,13 +79,13 @@ def test_kernels_give_the_same_bits_however_the_prompt_is_cut(name: str) -> None
     assert torch.equal(run(name, "kt", [1] * NUM_TOKENS, page_size=1), whole)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "glm4_moe"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3_moe", "glm4_moe"])
 def test_torch_gives_the_same_logits_however_the_prompt_is_cut(name: str) -> None:
     whole = run(name, "torch", [NUM_TOKENS])
     assert (run(name, "torch", [17, 30, 1]) - whole).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "glm4_moe"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3_moe", "glm4_moe"])
 @pytest.mark.parametrize("backend", ["torch", "kt"])
 def test_sequences_of_one_batch_do_not_see_each_other(name: str, backend: str) -> None:
     """A decode row of one sequence beside a prefill chunk of another."""

@@ -163,6 +163,16 @@ def test_the_fingerprint_changes_with_config_and_shards_but_not_with_the_place(t
     assert fingerprint(original) != before
 
 
+def test_a_split_gguf_file_is_all_its_shards(tmp_path: Path) -> None:
+    shards = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for shard in shards:
+        shard.write_bytes(b"GGUF")
+    before = fingerprint(shards[0])
+    assert before == fingerprint(shards[0])
+    shards[1].write_bytes(b"GGUF2")
+    assert fingerprint(shards[0]) != before
+
+
 @pytest.mark.parametrize(
     "other",
     [{"weight_format": "int8"}, {"group_size": 64}, {"backend": "torch"}, {"kv_dtype": "float32"}],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kt_runtime.models.registry import BUILDERS, load_model
 from kt_runtime.ops.torch_ops import TorchExperts, TorchLinear, TorchOps
-from kt_runtime.protocols import Projection
+from kt_runtime.protocols import Projection, QuantTensor
 
 from .paged_batch import PagedSequences
 from .tiny_models import random_ids, tiny_checkpoint
@@ -63,12 +63,12 @@ class SpyOps(TorchOps):
         hidden_size: int,
         intermediate_size: int,
         top_k: int,
-        weight_format: str,
-        load: Callable[[int, Projection], Tensor],
+        weight_formats: Mapping[Projection, str],
+        load: Callable[[int, Projection], Tensor | QuantTensor],
     ) -> TorchExperts:
-        self.formats.setdefault("experts", set()).add(weight_format)
+        self.formats.setdefault("experts", set()).update(weight_formats.values())
         return super().pack_experts(
-            num_experts, hidden_size, intermediate_size, top_k, weight_format, load
+            num_experts, hidden_size, intermediate_size, top_k, weight_formats, load
         )
 
 
@@ -139,16 +139,19 @@ def test_progress_counts_bytes_up_to_all_of_them(checkpoint: Path) -> None:
 
 
 def test_unknown_architecture_lists_the_known_ones(checkpoint: Path) -> None:
-    edit_config(checkpoint, model_type="llama")
-    with pytest.raises(ValueError, match="one of glm4_moe, mixtral, qwen3_moe; got 'llama'"):
+    edit_config(checkpoint, model_type="bert")
+    with pytest.raises(ValueError, match="one of glm4_moe, llama, mixtral, qwen3_moe; got 'bert'"):
         load_model(checkpoint, TorchOps(), "native")
-    assert set(BUILDERS) == {"glm4_moe", "mixtral", "qwen3_moe"}
+    assert set(BUILDERS) == {"glm4_moe", "llama", "mixtral", "qwen3_moe"}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, "unquantised .* quant_method 'fp8'"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "must be float32, .* 'fp8'",
+        ),
         ({"sliding_window": 4096}, "sliding_window .* must be null .* got 4096"),
         ({"hidden_act": "gelu"}, "hidden_act .* must be \"silu\" .* got 'gelu'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type .* got 'yarn'"),
@@ -194,7 +197,7 @@ def test_misshaped_expert_is_named(checkpoint: Path) -> None:
 def test_unsupported_stored_dtype_is_refused(checkpoint: Path) -> None:
     name = "model.layers.1.self_attn.q_proj.weight"
     edit_tensors(checkpoint, lambda t: t.update({name: t[name].to(torch.float8_e4m3fn)}))
-    with pytest.raises(ValueError, match="stored as one of float32, bfloat16, float16; got float8"):
+    with pytest.raises(ValueError, match=r"stored as one of float32, bf16, f16, .*; got float8"):
         load_model(checkpoint, TorchOps(), "native")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kt_runtime.checkpoint.safetensors import INDEX, SINGLE, SafetensorsSource
+from kt_runtime.checkpoint.safetensors import FORMATS, INDEX, SINGLE, SafetensorsSource
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -45,13 +45,14 @@ def test_names_shapes_dtypes_and_values_are_those_written(
     assert sorted(source.names()) == sorted(TENSORS)
     for name, tensor in TENSORS.items():
         assert source.shape(name) == tuple(tensor.shape)
-        assert source.dtype(name) == tensor.dtype
+        assert source.format(name) == FORMATS[tensor.dtype]
+        assert source.nbytes(name) == tensor.nbytes
         torch.testing.assert_close(source.get(name), tensor, rtol=0, atol=0)
 
 
 def test_missing_tensor_is_named(single: Path) -> None:
     source = SafetensorsSource(single)
-    for read in (source.get, source.shape, source.dtype):
+    for read in (source.get, source.shape, source.format):
         with pytest.raises(ValueError, match=r"\[checkpoint\] tensor d.weight must be in"):
             read("d.weight")
 

@@ -88,22 +88,22 @@ def test_saved_truncation_and_padding_do_not_apply() -> None:
     assert tokenizer.decode(tokenizer.encode("The capital of France")) == "The capital of France"
 
 
-def test_from_dir_reads_tokenizer_json(tmp_path: Path) -> None:
+def test_from_pretrained_reads_tokenizer_json(tmp_path: Path) -> None:
     BYTE_LEVEL.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer.from_dir(tmp_path)
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
     assert tokenizer.vocab_size == BYTE_LEVEL.get_vocab_size()
     assert tokenizer.encode("Paris") == BYTE_LEVEL.encode("Paris").ids
 
 
 def test_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\[tokenizer\] tokenizer.json must exist.*transformers"):
-        Tokenizer.from_dir(tmp_path)
+        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model"')
     with pytest.raises(ValueError, match=r"\[tokenizer\] .*tokenizer.json must be a readable"):
-        Tokenizer.from_dir(tmp_path)
+        Tokenizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.CTC()])

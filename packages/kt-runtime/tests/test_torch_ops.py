@@ -189,7 +189,9 @@ def test_experts_sum_what_was_chosen_and_skip_negative_ids(ops: TorchOps) -> Non
     gate, up = randn(4, 6, 10), randn(4, 6, 10, seed=1)
     down = randn(4, 10, 6, seed=2)
     stored = {"gate": gate, "up": up, "down": down}
-    packed = ops.pack_experts(4, 10, 6, 2, "float32", lambda e, p: stored[p][e])
+    packed = ops.pack_experts(
+        4, 10, 6, 2, dict.fromkeys(stored, "float32"), lambda e, p: stored[p][e]
+    )
     x, weights = randn(3, 10, seed=3), randn(3, 2, seed=4)
     ids = torch.tensor([[0, 3], [-1, 2], [1, 1]], dtype=torch.int32)
     want = torch.zeros(3, 10)

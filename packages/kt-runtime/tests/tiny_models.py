@@ -37,6 +37,14 @@ RAGGED: dict[str, Any] = {
     "num_key_value_heads": 3,
     "head_dim": 24,
 }
+# Rows of whole K-quant blocks.
+WIDE: dict[str, Any] = {
+    "hidden_size": 256,
+    "head_dim": 64,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 256,
+}
+LLAMA = BASE | {"intermediate_size": 96}
 MIXTRAL = BASE | {"intermediate_size": 64, "num_local_experts": 8, "num_experts_per_tok": 2}
 QWEN3 = BASE | {
     "intermediate_size": 96,
@@ -57,6 +65,26 @@ GLM4 = BASE | {
 }
 # name → (model_type, settings). The first of each model_type is the plain one.
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", LLAMA),
+    "llama-ragged-tied-biases-scaled": (
+        "llama",
+        LLAMA
+        | RAGGED
+        | {
+            "intermediate_size": 40,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "llama-wide": ("llama", LLAMA | WIDE),
     "mixtral": ("mixtral", MIXTRAL),
     "mixtral-ragged-tied": (
         "mixtral",
@@ -80,6 +108,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_only_layers": [3],
         },
     ),
+    "qwen3_moe-wide": ("qwen3_moe", QWEN3 | WIDE),
     "glm4_moe": ("glm4_moe", GLM4 | {"use_qk_norm": True}),
     "glm4_moe-ragged-groups-biases": (
         "glm4_moe",

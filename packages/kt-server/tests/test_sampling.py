@@ -16,7 +16,7 @@ def test_generation_config_is_read(tmp_path: Path) -> None:
         '{"eos_token_id": [1, 2], "do_sample": true, "temperature": 0.6, "top_k": 20,'
         ' "top_p": 0.95, "repetition_penalty": 1.05, "max_new_tokens": 9}'
     )
-    defaults = SamplingDefaults.from_dir(tmp_path)
+    defaults = SamplingDefaults.from_pretrained(tmp_path)
     params = defaults.params(seed=3)
     assert params == SamplingParams(
         max_tokens=9, temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.05, seed=3
@@ -25,7 +25,7 @@ def test_generation_config_is_read(tmp_path: Path) -> None:
 
 
 def test_without_a_file_the_engine_s_defaults_apply(tmp_path: Path) -> None:
-    assert SamplingDefaults.from_dir(tmp_path).params() == SamplingParams()
+    assert SamplingDefaults.from_pretrained(tmp_path).params() == SamplingParams()
 
 
 def test_zero_is_a_value_not_an_absence() -> None:
@@ -48,4 +48,4 @@ def test_seeds_are_64_bits() -> None:
 def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"\[sampling\] .*generation_config.json"):
-        SamplingDefaults.from_dir(tmp_path)
+        SamplingDefaults.from_pretrained(tmp_path)

@@ -11,7 +11,8 @@ from pathlib import Path
 from kt_runtime.cache import kv_tensors
 from kt_runtime.cache.page_pool import PagePool
 from kt_runtime.cache.store import PageCounts, open_store
-from kt_runtime.checkpoint.model_dir import ModelConfig, ModelDir
+from kt_runtime.checkpoint.checkpoint import open_checkpoint
+from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.config import EngineConfig
 from kt_runtime.exec.backend import Backend, open_backend
 from kt_runtime.exec.cpu_graph import CpuGraphRunner
@@ -54,15 +55,15 @@ def assemble(
     path: Path, config: EngineConfig, progress: Callable[[int, int], None] | None
 ) -> EngineParts:
     """Load the model in `path` with its backend and pages; see `Engine.from_pretrained`."""
-    model_dir = ModelDir.open(path)
+    checkpoint = open_checkpoint(path)
     backend = open_backend(config)
-    model = load_model(path, backend.ops, config.weight_format, progress)
+    model = load_model(checkpoint, backend.ops, config.weight_format, progress)
     return build_parts(
         model,
         backend,
         config,
-        model_config=model_dir.config,
-        eos_token_ids=model_dir.eos_token_ids,
+        model_config=checkpoint.config,
+        eos_token_ids=checkpoint.eos_token_ids,
         model_path=path,
     )
 

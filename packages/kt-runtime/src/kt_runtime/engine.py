@@ -96,15 +96,15 @@ class Engine:
         config: EngineConfig | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
-        """Load a checkpoint directory.
+        """Load a checkpoint.
 
         Args:
-            path: a Hugging Face directory with config.json and safetensors.
+            path: a Hugging Face directory with config.json and safetensors, or a GGUF file.
             config: None takes the defaults.
             progress: called with (bytes packed so far, bytes in all) while loading.
 
         Raises:
-            ValueError: `[checkpoint] …` or `[config] …`: not a usable model or setting.
+            ValueError: `[checkpoint] …`, `[gguf] …` or `[config] …`: not a usable model or setting.
         """
         config = config or EngineConfig()
         return cls(assemble(Path(path), config, progress), config)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from kt_runtime.checkpoint.gguf import is_gguf
+
 # Packages that add demo or prepared models list them here: name → callable(progress: bool) -> Path.
 MODEL_ENTRY_POINTS = "kt.models"
 
@@ -37,11 +39,11 @@ def known_models() -> list[str]:
 
 
 def resolve_model(name_or_path: str | Path, progress: bool = True) -> Path:
-    """The checkpoint directory that a user means.
+    """The checkpoint that a user means.
 
     Args:
-        name_or_path: a directory with a config.json, or a known name, whose checkpoint is built
-            when it is first asked for (minutes, and a download).
+        name_or_path: a directory with a config.json, a GGUF file, or a known name, whose checkpoint
+            is built when it is first asked for (minutes, and a download).
         progress: report on stderr while building.
 
     Raises:
@@ -49,22 +51,24 @@ def resolve_model(name_or_path: str | Path, progress: bool = True) -> Path:
         Exception: whatever a failed build raises, e.g. RuntimeError for a failed download.
     """
     path = Path(name_or_path).expanduser()
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or is_gguf(path):
         return path
     for entry in metadata.entry_points(group=MODEL_ENTRY_POINTS):
         if entry.name == str(name_or_path):
             build: Callable[..., Path] = entry.load()
             return Path(build(progress=progress))
-    if path.is_dir():
+    if path.is_dir() and (files := sorted(path.glob("*.gguf"))):
+        found = f"a directory with {files[0].name}; name the file itself ({files[0].resolve()})"
+    elif path.is_dir():
         found = f"a directory without config.json ({path.resolve()})"
     elif path.exists():
-        found = f"a file ({path.resolve()})"
+        found = f"a file that is not GGUF ({path.resolve()})"
     else:
         found = f"{str(name_or_path)!r}, where nothing is"
     names = ", ".join(known_models()) or "none installed; pip install tools/demo_model adds two"
     raise ValueError(
-        f"[model] model must be a directory with a config.json or a known name ({names}); "
-        f"got {found}"
+        f"[model] model must be a directory with a config.json, a GGUF file or a known name "
+        f"({names}); got {found}"
     )
 
 

@@ -69,7 +69,7 @@ class LLM:
     """A model with its tokenizer, answering in the calling thread. One call at a time.
 
     Args:
-        path: a checkpoint directory, or the name of a demo model.
+        path: a checkpoint directory, a GGUF file, or the name of a demo model.
         weight_format: "native", "float32", "bf16", "int8" or "int4"; see `EngineConfig`.
         device: "auto" or "cpu".
         progress: called with (bytes packed so far, bytes in all) while loading.
@@ -94,12 +94,11 @@ class LLM:
         **engine_config: Any,
     ) -> None:
         config = EngineConfig(weight_format=weight_format, device=device, **engine_config)
-        directory = resolve_model(path)
-        has_tokenizer = (directory / "tokenizer.json").is_file()
-        self.tokenizer = Tokenizer.from_dir(directory) if has_tokenizer else None
-        self._chat_template = ChatTemplate.from_dir(directory)
+        found = resolve_model(path)
+        self.tokenizer = Tokenizer.from_pretrained(found) if Tokenizer.is_in(found) else None
+        self._chat_template = ChatTemplate.from_pretrained(found)
         self._request_ids = itertools.count()
-        self.engine = Engine.from_pretrained(directory, config, progress)
+        self.engine = Engine.from_pretrained(found, config, progress)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None
@@ -240,7 +239,7 @@ class LLM:
 
     def _need_tokenizer(self, op: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise ValueError(f"[llm.{op}] text needs a tokenizer.json in the checkpoint; got none")
+            raise ValueError(f"[llm.{op}] text needs a tokenizer in the checkpoint; got none")
         return self.tokenizer
 
     def _next_id(self) -> str:

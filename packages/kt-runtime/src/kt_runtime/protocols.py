@@ -11,20 +11,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Projection = Literal["gate", "up", "down"]
 
 
+@dataclass(frozen=True, slots=True)
+class QuantTensor:
+    """A quantised matrix as it is stored, to be packed as it is.
+
+    Attributes:
+        format: what kt_kernel calls it, e.g. "q4_k".
+        blocks: (rows, bytes of a row) uint8.
+        shape: (rows, columns) of its values.
+    """
+
+    format: str
+    blocks: Tensor
+    shape: tuple[int, int]
+
+
 class TensorSource(Protocol):
     """A checkpoint's tensors by name, read lazily (memory-mapped); nothing is kept after the caller
-    drops it."""
+    drops it. Names are Hugging Face's, whatever the file calls them."""
 
     def names(self) -> Sequence[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> torch.dtype: ...
-    def get(self, name: str) -> Tensor:
+    def format(self, name: str) -> str:
+        """How it is stored, in kt_kernel's words: "float32", "bf16", "f16", "q4_0", …; a dtype
+        that is no weight format by its torch name."""
+        ...
+
+    def nbytes(self, name: str) -> int: ...
+    def get(self, name: str) -> Tensor | QuantTensor:
         """Raises ValueError `[checkpoint] …` naming the tensor and file when it is missing or
         truncated."""
         ...
@@ -99,10 +118,15 @@ class Ops(Protocol):
         """(n,) → float32: norm gains, biases."""
         ...
 
-    def pack_embedding(self, weight: Tensor, weight_format: str) -> Any: ...
-    def pack_linear(self, weight: Tensor, weight_format: str, bias: Tensor | None = None) -> Any:
-        """weight: (out, in); weight_format: a resolved one ("float32", "bf16", "int8", "int4"),
-        never "native"."""
+    def pack_embedding(self, weight: Tensor | QuantTensor, weight_format: str) -> Any:
+        """weight: (vocab_size, hidden_size); weight_format: "float32", "bf16" or "f16"."""
+        ...
+
+    def pack_linear(
+        self, weight: Tensor | QuantTensor, weight_format: str, bias: Tensor | None = None
+    ) -> Any:
+        """weight: (out, in), floats or what weight_format is; weight_format: a resolved one
+        ("float32", "bf16", "int8", "q4_0", …), never "native"."""
         ...
 
     def pack_experts(
@@ -111,11 +135,11 @@ class Ops(Protocol):
         hidden_size: int,
         intermediate_size: int,
         top_k: int,
-        weight_format: str,
-        load: Callable[[int, Projection], Tensor],
+        weight_formats: Mapping[Projection, str],
+        load: Callable[[int, Projection], Tensor | QuantTensor],
     ) -> Any:
         """Packs one expert's projection at a time: peak memory is the packed size plus one
-        projection."""
+        projection. Each projection has a format of its own."""
         ...
 
     # Compute.

@@ -28,8 +28,9 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
 
     @classmethod
-    def from_dir(cls, path: str | Path) -> SamplingDefaults:
-        """Read generation_config.json of a checkpoint directory; all None where there is none.
+    def from_pretrained(cls, path: str | Path) -> SamplingDefaults:
+        """Read generation_config.json of a checkpoint directory; all None where there is none, as
+        with GGUF files.
 
         Raises:
             ValueError: the file is not what it should be.
@@ -37,7 +38,7 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
         file = Path(path) / "generation_config.json"
         try:
             return msgspec.json.decode(file.read_bytes(), type=cls)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return cls()
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise ValueError(

@@ -5,50 +5,47 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from kt_runtime.config import WeightFormat
 
 Role = Literal["experts", "linear", "embedding", "lm_head", "router"]
-PackedFormat = Literal["float32", "bf16", "int8", "int4"]
 
-# "native": the smallest format that holds every stored value. bf16 has three mantissa bits less
-# than float16.
-NATIVE: dict[torch.dtype, PackedFormat] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bf16",
-    torch.float16: "float32",
-}
+FLOATS = ("float32", "bf16", "f16")
+# Blocks of GGUF files, which the kernels take as they are.
+BLOCKS = ("q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k")
 
 
-def resolve(weight_format: WeightFormat, role: Role, stored: torch.dtype) -> PackedFormat:
-    """The format of one matrix.
+def resolve(weight_format: WeightFormat, role: Role, stored: str) -> str:
+    """The format of one matrix, by kt_kernel's name.
 
     Routers stay float32: they are small, and a rounded router picks other experts. Embedding tables
-    are looked up, not multiplied, so they have no integer format. "int4" keeps int4 for the routed
-    experts, nearly all of the bytes, and takes int8 for the rest, where 4 bits cost more quality
-    than they save time.
+    are looked up, not multiplied, and the lookup takes floats only: blocks become float16, whose
+    rounding is nothing beside theirs. "int4" keeps int4 for the routed experts, nearly all of the
+    bytes, and takes int8 for the rest, where 4 bits cost more quality than they save time.
 
     Args:
         weight_format: what the user asked for.
         role: what the matrix does.
-        stored: its dtype in the checkpoint.
+        stored: how the checkpoint has it.
 
     Raises:
-        ValueError: `[checkpoint] …` for stored dtypes that no format is defined for.
+        ValueError: `[checkpoint] …` for stored formats that are no weights.
     """
-    if stored not in NATIVE:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in NATIVE)
+    if stored not in FLOATS + BLOCKS:
         raise ValueError(
-            f"[checkpoint] weights must be stored as one of {names}; "
-            f"got {str(stored).removeprefix('torch.')}"
+            f"[checkpoint] weights must be stored as one of {', '.join(FLOATS + BLOCKS)}; "
+            f"got {stored}"
         )
     if role == "router" or weight_format == "float32":
         return "float32"
     if weight_format == "native":
-        return NATIVE[stored]
+        return "f16" if role == "embedding" and stored in BLOCKS else stored
     if role == "embedding":
         return "bf16"
     if weight_format == "int4" and role != "experts":
         return "int8"
     return weight_format
+
+
+def common(stored: set[str]) -> str:
+    """The one format that holds every value stored in these: itself, or float32 for several."""
+    return next(iter(stored)) if len(stored) == 1 else "float32"

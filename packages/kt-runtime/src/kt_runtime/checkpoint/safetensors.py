@@ -5,6 +5,7 @@ keeps no tensor."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# What kt_kernel calls those that are weights.
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 class SafetensorsSource:
@@ -61,8 +64,21 @@ class SafetensorsSource:
         """Read from the header."""
         return tuple(self._entry(name).get_shape())
 
-    def dtype(self, name: str) -> torch.dtype:
+    def format(self, name: str) -> str:
         """Read from the header; ValueError for a type that torch does not have."""
+        dtype = self._dtype(name)
+        return FORMATS.get(dtype, str(dtype).removeprefix("torch."))
+
+    def nbytes(self, name: str) -> int:
+        """Read from the header."""
+        return prod(self.shape(name)) * self._dtype(name).itemsize
+
+    def get(self, name: str) -> Tensor:
+        """A view of the mapped file."""
+        tensor: Tensor = self._file_of(name).get_tensor(name)
+        return tensor
+
+    def _dtype(self, name: str) -> torch.dtype:
         stored = self._entry(name).get_dtype()
         if stored not in DTYPES:
             raise ValueError(
@@ -70,11 +86,6 @@ class SafetensorsSource:
                 f"{', '.join(DTYPES)}; got {stored}"
             )
         return DTYPES[stored]
-
-    def get(self, name: str) -> Tensor:
-        """A view of the mapped file."""
-        tensor: Tensor = self._file_of(name).get_tensor(name)
-        return tensor
 
     def _entry(self, name: str) -> Any:
         return self._file_of(name).get_slice(name)

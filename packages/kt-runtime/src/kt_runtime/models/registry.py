@@ -8,34 +8,35 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from kt_runtime.checkpoint.model_dir import ModelConfig, ModelDir
-from kt_runtime.checkpoint.safetensors import SafetensorsSource
+from kt_runtime.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.config import WeightFormat
-from kt_runtime.models import glm4_moe, mixtral, qwen3_moe
+from kt_runtime.models import glm4_moe, llama, mixtral, qwen3_moe
 from kt_runtime.models.blocks import Decoder
 from kt_runtime.models.weights import Progress, WeightReader
 from kt_runtime.protocols import CausalLM, Ops
 
 BUILDERS: dict[str, Callable[[ModelConfig, WeightReader], Decoder]] = {
     "glm4_moe": glm4_moe.build,
+    "llama": llama.build,
     "mixtral": mixtral.build,
     "qwen3_moe": qwen3_moe.build,
 }
 
 
 def load_model(
-    path: str | Path | ModelDir,
+    path: str | Path | Checkpoint,
     ops: Ops,
     weight_format: WeightFormat,
     progress: Progress | None = None,
 ) -> CausalLM:
-    """Loads a Hugging Face checkpoint directory into packed weights of `ops`.
+    """Loads a Hugging Face directory or a GGUF file into packed weights of `ops`.
 
     Tensors go one by one from the mapped files into their packed form: peak memory is the packed
     model plus one matrix per packing thread.
 
     Args:
-        path: the directory, or an opened ModelDir.
+        path: the directory or file, or what open_checkpoint made of it.
         ops: packs the weights and, or another of its kind, runs them.
         weight_format: see checkpoint.formats.
         progress: called with (bytes read, bytes in all) after each tensor; the last call has both
@@ -45,22 +46,22 @@ def load_model(
         ValueError: `[checkpoint] …` for an unknown architecture, an unsupported setting, a
             quantised checkpoint, and missing, truncated, misshaped or unknown tensors.
     """
-    model_dir = path if isinstance(path, ModelDir) else ModelDir.open(path)
-    config = model_dir.config
-    build = BUILDERS.get(model_dir.model_type)
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    config = checkpoint.config
+    build = BUILDERS.get(checkpoint.model_type)
     if build is None:
         raise ValueError(
             f"[checkpoint] model_type must be one of {', '.join(sorted(BUILDERS))}; "
-            f"got {model_dir.model_type!r}"
+            f"got {checkpoint.model_type!r}"
         )
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise ValueError(
-            f"[checkpoint] weights must be stored unquantised as float32, bfloat16 or float16 "
+            f"[checkpoint] weights in safetensors must be float32, bfloat16 or float16 "
             f"(weight_format packs them); got quantization_config with quant_method {method!r}"
         )
-    weights = WeightReader(SafetensorsSource(model_dir.path), ops, weight_format, progress)
+    weights = WeightReader(checkpoint.open_tensors(), ops, weight_format, progress)
     model = build(config, weights)
     weights.finish(ignore=lambda name: _is_no_weight(name, config, model.shape.num_layers))
     return model

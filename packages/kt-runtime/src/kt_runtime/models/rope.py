@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position tables from config.json, the default kind only. Rotation itself is
-Ops.rope_write_kv."""
+"""Rotary position tables from config.json. Rotation itself is Ops.rope_write_kv."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+
 import torch
+from torch import Tensor
 
 from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.protocols import RopeTable
@@ -23,12 +26,14 @@ def rope_table(
         theta, partial: rope_theta and partial_rotary_factor where config.json does not say.
 
     Raises:
-        ValueError: `[checkpoint] …` for any rope type but the default one.
+        ValueError: `[checkpoint] …` for a rope type that is not in SCALINGS.
     """
     nested = config.section("rope_parameters", "rope_scaling")
     rope_type = nested.text("rope_type", "type", default="default")
-    if rope_type != "default":
-        raise ValueError(f"[checkpoint] rope type must be 'default'; got {rope_type!r}")
+    if rope_type not in SCALINGS:
+        raise ValueError(
+            f"[checkpoint] rope type must be one of {', '.join(SCALINGS)}; got {rope_type!r}"
+        )
     base = nested.number("rope_theta", default=config.number("rope_theta", default=theta))
     share = nested.number(
         "partial_rotary_factor", default=config.number("partial_rotary_factor", default=partial)
@@ -40,7 +45,39 @@ def rope_table(
             f"[2, {head_dim}]; got {rotary_dim}"
         )
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
-    inverse_frequencies = 1.0 / (base**exponents)
+    inverse_frequencies = SCALINGS[rope_type](1.0 / (base**exponents), nested)
     positions = torch.arange(config.size("max_position_embeddings"), dtype=torch.float32)
     angles = positions[:, None] * inverse_frequencies
     return RopeTable(cos=angles.cos(), sin=angles.sin())
+
+
+def _default(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+    return frequencies
+
+
+def _linear(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+    """Positions divided by a factor (Chen et al., 2023, https://arxiv.org/abs/2306.15595)."""
+    return frequencies / settings.number("factor")
+
+
+def _llama3(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+    """Llama 3.1's: waves that turn more than high_freq_factor times in the original context stay,
+    those that turn less than low_freq_factor times are stretched by factor, between both blend."""
+    low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
+    context = settings.size("original_max_position_embeddings")
+    turns = context * frequencies / (2 * math.pi)
+    stay = ((turns - low) / (high - low)).clamp(0, 1)
+    return stay * frequencies + (1 - stay) * frequencies / settings.number("factor")
+
+
+def _divided(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+    """Each frequency by its own divisor: what GGUF files store instead of the rule."""
+    return frequencies / torch.tensor(settings.get("divisors"), dtype=torch.float32)
+
+
+SCALINGS: Mapping[str, Callable[[Tensor, ModelConfig], Tensor]] = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "divided": _divided,
+}

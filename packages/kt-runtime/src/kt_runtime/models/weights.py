@@ -6,16 +6,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
-from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from kt_runtime.checkpoint.formats import Role, resolve
+from kt_runtime.checkpoint.formats import Role, common, resolve
+from kt_runtime.checkpoint.gguf_blocks import dequantize
 from kt_runtime.config import WeightFormat
-from kt_runtime.protocols import Ops, Projection, TensorSource
+from kt_runtime.protocols import Ops, Projection, QuantTensor, TensorSource
 
 Progress = Callable[[int, int], None]
 
@@ -39,21 +37,19 @@ class WeightReader:
         self._ops = ops
         self._weight_format = weight_format
         self._progress = progress
-        self._bytes = {
-            name: prod(source.shape(name)) * source.dtype(name).itemsize for name in source.names()
-        }
+        self._bytes = {name: source.nbytes(name) for name in source.names()}
         self._unread = set(self._bytes)
         self._formats: defaultdict[Role, set[str]] = defaultdict(set)
         self._bytes_read = 0
 
     def vector(self, name: str, size: int) -> Any:
         """One (size,) tensor."""
-        return self._ops.pack_vector(self._read(name, (size,)))
+        return self._ops.pack_vector(self._floats(name, (size,)))
 
     def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Any:
         """One (vocab_size, hidden_size) table."""
-        weight = self._read(name, (vocab_size, hidden_size))
-        return self._ops.pack_embedding(weight, self._format("embedding", weight.dtype))
+        packed = self._format("embedding", self._source.format(name))
+        return self._ops.pack_embedding(self._stored(name, (vocab_size, hidden_size)), packed)
 
     def linear(
         self,
@@ -65,9 +61,10 @@ class WeightReader:
         role: Role = "linear",
     ) -> Any:
         """`{name}.weight` (out_features, in_features) and, with bias, `{name}.bias`."""
-        weight = self._read(f"{name}.weight", (out_features, in_features))
-        vector = self._read(f"{name}.bias", (out_features,)) if bias else None
-        return self._ops.pack_linear(weight, self._format(role, weight.dtype), vector)
+        packed = self._format(role, self._source.format(f"{name}.weight"))
+        weight = self._read(f"{name}.weight", (out_features, in_features), packed)
+        vector = self._floats(f"{name}.bias", (out_features,)) if bias else None
+        return self._ops.pack_linear(weight, packed, vector)
 
     def experts(
         self,
@@ -86,18 +83,19 @@ class WeightReader:
             filled = name.format(expert=expert, projection=projections[projection])
             return f"{filled}.weight"
 
-        def load(expert: int, projection: Projection) -> Tensor:
+        def load(expert: int, projection: Projection) -> Tensor | QuantTensor:
             shape = (intermediate_size, hidden_size)
             if projection == "down":
                 shape = (hidden_size, intermediate_size)
-            return self._read(tensor_name(expert, projection), shape)
+            return self._read(tensor_name(expert, projection), shape, formats[projection])
 
-        # All experts share one format: the one that holds every stored dtype.
-        names = [tensor_name(e, p) for e in range(num_experts) for p in projections]
-        stored = reduce(torch.promote_types, {self._source.dtype(n) for n in names})
-        weight_format = self._format("experts", stored)
+        def stored(projection: Projection) -> str:
+            names = (tensor_name(expert, projection) for expert in range(num_experts))
+            return common({self._source.format(name) for name in names})
+
+        formats = {p: self._format("experts", stored(p)) for p in projections}
         return self._ops.pack_experts(
-            num_experts, hidden_size, intermediate_size, top_k, weight_format, load
+            num_experts, hidden_size, intermediate_size, top_k, formats, load
         )
 
     @property
@@ -119,12 +117,23 @@ class WeightReader:
             )
         self._report(sum(self._bytes.values()))
 
-    def _format(self, role: Role, stored: torch.dtype) -> str:
+    def _format(self, role: Role, stored: str) -> str:
         packed = resolve(self._weight_format, role, stored)
         self._formats[role].add(packed)
         return packed
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        vector = self._stored(name, shape)
+        return dequantize(vector) if isinstance(vector, QuantTensor) else vector
+
+    def _read(self, name: str, shape: tuple[int, ...], packed: str) -> Tensor | QuantTensor:
+        """As it is stored if it is to be packed so, else floats."""
+        weight = self._stored(name, shape)
+        if isinstance(weight, QuantTensor) and weight.format != packed:
+            return dequantize(weight)
+        return weight
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor | QuantTensor:
         got = self._source.shape(name)
         if got != shape:
             raise ValueError(f"[checkpoint] {name} must have shape {shape}; got {got}")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 import kt_kernel
 from kt_kernel import Experts, Graph, Linear, MoE, Stream, ThreadPool
-from kt_runtime.protocols import Batch, KVLayer, Projection, RopeTable, Router
+from kt_runtime.checkpoint.gguf_blocks import dequantize
+from kt_runtime.protocols import Batch, KVLayer, Projection, QuantTensor, RopeTable, Router
 
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
-EMBEDDING_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+EMBEDDING_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class KtOps:
@@ -57,14 +58,19 @@ class KtOps:
         """A float32 copy."""
         return weight.to(torch.float32, copy=True).contiguous()
 
-    def pack_embedding(self, weight: Tensor, weight_format: str) -> Tensor:
-        """A float32 or bf16 copy of the table."""
-        return weight.to(EMBEDDING_DTYPES[weight_format], copy=True).contiguous()
+    def pack_embedding(self, weight: Tensor | QuantTensor, weight_format: str) -> Tensor:
+        """A float32, bf16 or f16 copy of the table."""
+        dtype = EMBEDDING_DTYPES[weight_format]
+        if isinstance(weight, QuantTensor):
+            return dequantize(weight, dtype)
+        return weight.to(dtype, copy=True).contiguous()
 
-    def pack_linear(self, weight: Tensor, weight_format: str, bias: Tensor | None = None) -> Linear:
+    def pack_linear(
+        self, weight: Tensor | QuantTensor, weight_format: str, bias: Tensor | None = None
+    ) -> Linear:
         """The matrix (out, in) in the kernels' layout."""
         return Linear.pack(
-            weight,
+            _source(weight),
             format=weight_format,
             group_size=self.group_size,
             bias=None if bias is None else self.pack_vector(bias),
@@ -77,17 +83,17 @@ class KtOps:
         hidden_size: int,
         intermediate_size: int,
         top_k: int,
-        weight_format: str,
-        load: Callable[[int, Projection], Tensor],
+        weight_formats: Mapping[Projection, str],
+        load: Callable[[int, Projection], Tensor | QuantTensor],
     ) -> MoE:
         """All experts; one matrix per thread is unpacked at a time, `load` runs on this thread."""
         experts = Experts.empty(
             num_experts,
             hidden_size,
             intermediate_size,
-            gate=weight_format,
-            up=weight_format,
-            down=weight_format,
+            gate=weight_formats["gate"],
+            up=weight_formats["up"],
+            down=weight_formats["down"],
             group_size=self.group_size,
         )
         places = [(e, p) for e in range(num_experts) for p in PROJECTIONS]
@@ -95,7 +101,7 @@ class KtOps:
         with ThreadPoolExecutor(at_once) as packers:
             for first in range(0, len(places), at_once):
                 puts = [
-                    packers.submit(experts.put, e, p, load(e, p))
+                    packers.submit(experts.put, e, p, _source(load(e, p)))
                     for e, p in places[first : first + at_once]
                 ]
                 for put in puts:
@@ -188,3 +194,8 @@ class KtOps:
                 "(logits_rows=None); got a recorder"
             )
         return x[rows.long()]
+
+
+def _source(weight: Tensor | QuantTensor) -> Tensor:
+    """What the packer takes: float values, or the blocks of the file."""
+    return weight.blocks if isinstance(weight, QuantTensor) else weight

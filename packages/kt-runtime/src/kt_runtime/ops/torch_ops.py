@@ -4,18 +4,20 @@ made for speed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kt_runtime.protocols import Batch, KVLayer, Projection, RopeTable, Router
+from kt_runtime.checkpoint.gguf_blocks import dequantize
+from kt_runtime.protocols import Batch, KVLayer, Projection, QuantTensor, RopeTable, Router
 
 # Activations meet integer weights as int8 with one scale per this many elements, whatever the
 # weights' group_size.
 ACTIVATION_GROUP = 32
+FLOAT_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def fake_quantize(weight: Tensor, bits: int, group_size: int, scale_dtype: torch.dtype) -> Tensor:
@@ -47,12 +49,12 @@ class TorchLinear:
 @dataclass(frozen=True, slots=True)
 class TorchExperts:
     """gate, up: (E, intermediate, hidden), down: (E, hidden, intermediate); float32, rounded to
-    weight_format."""
+    the format of each."""
 
     gate: Tensor
     up: Tensor
     down: Tensor
-    weight_format: str
+    weight_formats: Mapping[Projection, str]
 
 
 class TorchOps:
@@ -72,16 +74,18 @@ class TorchOps:
         """A float32 copy."""
         return self._own(weight)
 
-    def pack_embedding(self, weight: Tensor, weight_format: str) -> Tensor:
+    def pack_embedding(self, weight: Tensor | QuantTensor, weight_format: str) -> Tensor:
         """The table (vocab_size, hidden_size), rounded to its format."""
-        return self._round_weight(self._own(weight), weight_format)
+        if isinstance(weight, QuantTensor):
+            weight = dequantize(weight)
+        return self._round_weight(weight, weight_format)
 
     def pack_linear(
-        self, weight: Tensor, weight_format: str, bias: Tensor | None = None
+        self, weight: Tensor | QuantTensor, weight_format: str, bias: Tensor | None = None
     ) -> TorchLinear:
         """The matrix (out, in), rounded to its format."""
         return TorchLinear(
-            self._round_weight(self._own(weight), weight_format),
+            self._round_weight(weight, weight_format),
             None if bias is None else self._own(bias),
             weight_format,
         )
@@ -92,8 +96,8 @@ class TorchOps:
         hidden_size: int,
         intermediate_size: int,
         top_k: int,
-        weight_format: str,
-        load: Callable[[int, Projection], Tensor],
+        weight_formats: Mapping[Projection, str],
+        load: Callable[[int, Projection], Tensor | QuantTensor],
     ) -> TorchExperts:
         """All experts, one matrix read at a time."""
         wide = (num_experts, intermediate_size, hidden_size)
@@ -104,9 +108,9 @@ class TorchOps:
         }
         for expert in range(num_experts):
             for projection, into in packed.items():
-                weight = load(expert, projection).to(self.device)
-                into[expert] = self._round_weight(weight, weight_format)
-        return TorchExperts(packed["gate"], packed["up"], packed["down"], weight_format)
+                weight = load(expert, projection)
+                into[expert] = self._round_weight(weight, weight_formats[projection])
+        return TorchExperts(packed["gate"], packed["up"], packed["down"], weight_formats)
 
     def embedding(self, input_ids: Tensor, weight: Tensor) -> Tensor:
         """Rows of the table."""
@@ -172,12 +176,13 @@ class TorchOps:
     ) -> Tensor:
         """Weighted sum of the chosen experts, one expert at a time; ids below 0 are skipped."""
         out = torch.zeros_like(x)
-        rounded = _round_activations(x, experts.weight_format)
+        formats = experts.weight_formats
+        x_gate, x_up = (_round_activations(x, formats[p]) for p in ("gate", "up"))
         for expert in torch.unique(topk_ids[topk_ids >= 0]).tolist():
             rows, slots = torch.where(topk_ids == expert)
-            gate = functional.linear(rounded[rows], experts.gate[expert])
-            up = functional.linear(rounded[rows], experts.up[expert])
-            hidden = _round_activations(self.swiglu(gate, up), experts.weight_format)
+            gate = functional.linear(x_gate[rows], experts.gate[expert])
+            up = functional.linear(x_up[rows], experts.up[expert])
+            hidden = _round_activations(self.swiglu(gate, up), formats["down"])
             y = functional.linear(hidden, experts.down[expert])
             out.index_add_(0, rows, y * topk_weights[rows, slots, None])
         return out
@@ -198,17 +203,19 @@ class TorchOps:
         """A float32 copy: the source's tensors are views of mapped files."""
         return weight.to(self.device, torch.float32, copy=True)
 
-    def _round_weight(self, weight: Tensor, weight_format: str) -> Tensor:
-        if weight_format == "float32":
-            return weight.float()
-        if weight_format == "bf16":
-            return weight.bfloat16().float()
+    def _round_weight(self, weight: Tensor | QuantTensor, weight_format: str) -> Tensor:
+        """What the format holds of it, float32; blocks are what they are."""
+        if isinstance(weight, QuantTensor):
+            return dequantize(weight).to(self.device)
+        weight = self._own(weight)
+        if weight_format in FLOAT_DTYPES:
+            return weight.to(FLOAT_DTYPES[weight_format]).float()
         bits = {"int8": 8, "int4": 4}[weight_format]
         return fake_quantize(weight, bits, self.group_size, torch.bfloat16)
 
 
 def _round_activations(x: Tensor, weight_format: str) -> Tensor:
-    if weight_format == "float32":
+    if weight_format in ("float32", "f16"):
         return x
     if weight_format == "bf16":
         return x.bfloat16().float()

@@ -15,6 +15,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from kt_runtime.text import gguf_vocabulary
+
 # The tokens that templates may name. Others (image markers and the like) belong to inputs we do not
 # take.
 _TOKEN_NAMES = (
@@ -58,9 +60,9 @@ class ChatTemplate:
             ) from None
 
     @classmethod
-    def from_dir(cls, path: str | Path) -> ChatTemplate | None:
-        """Load the template of a checkpoint directory: chat_template.jinja, else
-        tokenizer_config.json's.
+    def from_pretrained(cls, path: str | Path) -> ChatTemplate | None:
+        """Load the template of a checkpoint directory (chat_template.jinja, else
+        tokenizer_config.json's) or of a GGUF file.
 
         Returns:
             None where the checkpoint has no template (base models).
@@ -68,6 +70,9 @@ class ChatTemplate:
         Raises:
             ValueError: a file is unreadable, or the template is not valid Jinja.
         """
+        if Path(path).is_file():
+            found = gguf_vocabulary.chat_template(gguf_vocabulary.read_metadata(path))
+            return None if found is None else cls(*found)
         config = _read_json(Path(path) / "tokenizer_config.json")
         fallback = _read_json(Path(path) / "special_tokens_map.json")
         tokens = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to token ids and back by a checkpoint's tokenizer.json. Streams are detokenize.py."""
+"""Text to token ids and back by a checkpoint's own tokenizer. Streams are detokenize.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+
+from kt_runtime.text import gguf_vocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -59,13 +61,15 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
-    def from_dir(cls, path: str | Path) -> Tokenizer:
-        """Load tokenizer.json from a checkpoint directory.
+    def from_pretrained(cls, path: str | Path) -> Tokenizer:
+        """Load tokenizer.json of a checkpoint directory, or the tokenizer of a GGUF file.
 
         Raises:
-            ValueError: the file is missing, unreadable, or of a kind that cannot be decoded token
-                by token.
+            ValueError: it is missing, unreadable, or of a kind that cannot be decoded token by
+                token.
         """
+        if Path(path).is_file():
+            return cls(gguf_vocabulary.build_tokenizer(gguf_vocabulary.read_metadata(path)))
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
             raise ValueError(
@@ -81,6 +85,13 @@ class Tokenizer:
                 f"[tokenizer] {file} must be a readable tokenizer; got {error}"
             ) from None
         return cls(backend)
+
+    @staticmethod
+    def is_in(path: str | Path) -> bool:
+        """Whether a checkpoint directory or GGUF file has a tokenizer."""
+        if Path(path).is_file():
+            return gguf_vocabulary.has_vocabulary(gguf_vocabulary.read_metadata(path))
+        return (Path(path) / "tokenizer.json").is_file()
 
     @property
     def vocab_size(self) -> int:

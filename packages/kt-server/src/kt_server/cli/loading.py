@@ -25,7 +25,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A checkpoint directory, or a demo model's name (kt doctor lists them).",
+        help="A checkpoint directory, a GGUF file, or a demo model's name (kt doctor lists them).",
     ),
 ]
 WeightFormatOption = Annotated[
@@ -64,9 +64,9 @@ def load_model(name: str, config: EngineConfig) -> LoadedModel:
     path = resolve_model(name)
     from kt_runtime.engine import Engine  # seconds, which `kt --help` need not take
 
-    tokenizer = Tokenizer.from_dir(path)
-    chat_template = ChatTemplate.from_dir(path)
-    sampling_defaults = SamplingDefaults.from_dir(path)
+    tokenizer = Tokenizer.from_pretrained(path)
+    chat_template = ChatTemplate.from_pretrained(path)
+    sampling_defaults = SamplingDefaults.from_pretrained(path)
     with _LoadingProgress() as progress:
         engine = Engine.from_pretrained(path, config, progress=progress.update)
     return LoadedModel(path, engine, tokenizer, chat_template, sampling_defaults)
