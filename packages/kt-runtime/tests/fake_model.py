@@ -7,6 +7,7 @@ A wrong page, slot, position or length changes the hash, so engine tests see it;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kt_runtime.core import Request, SamplingParams, TokenEvent
 from kt_runtime.engine import Engine
 from kt_runtime.exec.backend import Backend
 from kt_runtime.protocols import Batch, KVLayer, ModelShape
+from kt_runtime.scheduler import StepTimes
 
 VOCAB_SIZE = 89
 EOS = 7
@@ -32,6 +34,11 @@ def history_logits(token_ids: Sequence[int]) -> np.ndarray:
     state = 1
     for token in token_ids:
         state = (state * 48_271 + token + 11) % _PRIME
+    return _logits(state)
+
+
+@lru_cache(maxsize=4096)
+def _logits(state: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=state)).random(VOCAB_SIZE, np.float32) * 8
 
 
@@ -72,6 +79,8 @@ class FakeCausalLM:
     def __init__(self) -> None:
         self.fail_at: int | None = None  # a token id: a batch that holds it raises
         self.nan_at: int | None = None  # a token id: its row's logits are NaN
+        self.now = 0.0  # seconds
+        self.seconds: Callable[[Batch, int], float] | None = None  # of a batch with so many rows
         self.batches: list[Batch] = []
         self.graphs: list[RecordedGraph] = []
 
@@ -99,16 +108,19 @@ class FakeCausalLM:
         ids = batch.input_ids[:live]
         if self.fail_at is not None and self.fail_at in ids.tolist():
             raise ValueError("[fake] this token breaks the model")
-        keys[batch.slot_mapping[:live].long()] = ids.to(keys.dtype)
+        if self.seconds is not None:
+            self.now += self.seconds(batch, live)
+        slots = batch.slot_mapping[:live].long()
+        keys[slots[slots >= 0]] = ids.to(keys.dtype)[slots >= 0]
         page_size = kv[0].k.shape[1]
         rows = np.empty((live, VOCAB_SIZE), np.float32)
         bounds = batch.cu_seqlens_q.tolist()
         for s, seq_len in enumerate(batch.seq_lens.tolist()):
-            slots = [
+            held = [
                 int(batch.block_table[s, p // page_size]) * page_size + p % page_size
                 for p in range(seq_len)
             ]
-            history = keys[slots].int().tolist()
+            history = keys[held].int().tolist()
             for row in range(bounds[s], min(bounds[s + 1], live)):
                 position = seq_len - (bounds[s + 1] - row)
                 assert position == int(batch.positions[row])
@@ -118,8 +130,13 @@ class FakeCausalLM:
         return torch.from_numpy(rows)
 
 
-def fake_engine(model: FakeCausalLM | None = None, **settings: Any) -> Engine:
-    """An engine over the fake model; float32 pages, 64 of 4 tokens unless said otherwise."""
+def fake_engine(
+    model: FakeCausalLM | None = None, times: StepTimes | None = None, **settings: Any
+) -> Engine:
+    """An engine over the fake model; float32 pages, 64 of 4 tokens unless said otherwise.
+
+    Its clock is the model's own, which stands still unless the model says how long a batch takes.
+    """
     model = model or FakeCausalLM()
     directory = Path(__file__).parent / "fake_checkpoint"
     config = EngineConfig(
@@ -141,7 +158,7 @@ def fake_engine(model: FakeCausalLM | None = None, **settings: Any) -> Engine:
         eos_token_ids=(EOS,),
         model_path=directory,
     )
-    return Engine(parts, config)
+    return Engine(parts, config, times=times, clock=lambda: model.now)
 
 
 def greedy_request(

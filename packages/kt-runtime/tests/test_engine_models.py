@@ -4,6 +4,7 @@ transformers."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
@@ -111,6 +112,50 @@ def test_batch_mates_change_no_token_and_share_steps():
     for request_id, prompt in prompts.items():
         alone.add(greedy_request(request_id, prompt, 20))
         assert tokens_of(drain(alone), request_id) == tokens_of(events, request_id)
+
+
+@pytest.mark.parametrize("enable_prefix_cache", [True, False])
+@pytest.mark.parametrize("weight_format", ["float32", "int4"])
+def test_a_preempted_request_says_the_same_to_the_bit(weight_format, enable_prefix_cache):
+    sampling = {"temperature": 1.5, "seed": 3}
+    prompts = {f"{i}": ids_of("qwen3_moe", 20 + i, seed=i) for i in range(3)}
+    # Room for two and a half of them; 45 tokens take 12 pages.
+    tight = engine_of(
+        "qwen3_moe",
+        weight_format=weight_format,
+        page_size=4,
+        num_pages=30,
+        enable_prefix_cache=enable_prefix_cache,
+    )
+    for request_id, prompt in prompts.items():
+        tight.add(greedy_request(request_id, prompt, 25, sampling=sampling))
+    events = drain(tight)
+    assert tight.stats().preemptions > 0
+    roomy = engine_of("qwen3_moe", weight_format=weight_format)
+    for request_id, prompt in prompts.items():
+        roomy.add(greedy_request(request_id, prompt, 25, sampling=sampling))
+    expected = drain(roomy)
+    assert roomy.stats().preemptions == 0
+    for request_id in prompts:
+        assert tokens_of(events, request_id) == tokens_of(expected, request_id)
+        assert len(tokens_of(events, request_id)) == 25
+
+
+def test_an_error_in_a_kernel_call_ends_its_requests_and_the_threads_go_on(monkeypatch):
+    engine = engine_of("qwen3_moe")
+    prompt = ids_of("qwen3_moe", 9)
+    engine.add(greedy_request("before", prompt, 6))
+    expected = tokens_of(drain(engine), "before")
+    with monkeypatch.context() as patch:
+        # Page ids outside the pool: the kernel's own check of its arguments.
+        patch.setattr("kt_runtime.cache.page_pool.SequencePages.page_ids", [1 << 20] * 8)
+        engine.add(greedy_request("broken", prompt, 6))
+        (event,) = drain(engine)
+    assert event.finish_reason == "error"
+    assert re.search(r"ValueError: .*got", event.error)
+    engine.add(greedy_request("after", prompt, 6))
+    assert tokens_of(drain(engine), "after") == expected
+    assert engine.stats().pages_used == 0
 
 
 def test_a_reused_prefix_gives_the_same_text():

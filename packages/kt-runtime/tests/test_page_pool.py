@@ -110,6 +110,53 @@ def test_too_few_pages_take_nothing_and_old_prefixes_give_way():
     assert len(pool.allocate([9] * 5, 16, None, reuse=True).page_ids) == 4
 
 
+def test_a_table_grows_page_by_page_and_publishes_in_order():
+    pool, _ = pool_of(8)
+    ids = list(range(20))
+    table = pool.allocate(ids[:5], 6, None, reuse=True)
+    assert len(table.page_ids) == 2
+    for num_tokens in range(6, 21):
+        assert table.grow(num_tokens)
+        assert len(table.page_ids) == -(-num_tokens // 4)
+    assert len(set(table.page_ids)) == 5
+    table.commit(ids, 3)
+    table.commit(ids, 9)
+    assert pool.allocate(ids, 20, None, reuse=True).num_cached_tokens == 8
+    table.commit(ids, 19)  # over the ends of several reservations at once
+    again = pool.allocate([*ids[:16], 7], 17, None, reuse=True)
+    assert list(again.page_ids[:4]) == list(table.page_ids[:4])
+
+
+def test_growing_fails_without_a_page_and_changes_nothing():
+    pool, store = pool_of(3)
+    table = pool.allocate([1, 2, 3], 8, None, reuse=True)
+    other = pool.allocate([4], 2, None, reuse=False)
+    before = list(table.page_ids)
+    assert not table.grow(9)
+    assert (list(table.page_ids), counts(store)) == (before, (0, 0, 3))
+    other.release()
+    assert table.grow(9)
+    table.release()
+    assert counts(store) == (3, 0, 0)
+
+
+def test_what_goes_wrong_while_growing_leaves_nothing_behind(monkeypatch):
+    pool, store = pool_of(8)
+    prompt = list(range(9))
+    table = pool.allocate(prompt, 9, None, reuse=True)
+    table.commit(prompt, 9)
+    table.release()
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kt_kvcache.Space.reserve", out_of_memory)
+        with pytest.raises(MemoryError):
+            pool.allocate(prompt, 9, None, reuse=True)
+    assert counts(store) == (6, 2, 0)
+
+
 def test_tenants_and_requests_without_reuse_share_nothing():
     pool, _ = pool_of(16)
     prompt = list(range(9))

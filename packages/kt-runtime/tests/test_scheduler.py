@@ -5,54 +5,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kt_runtime.core import Request, SamplingParams
-from kt_runtime.scheduler import ScheduledSequence, Scheduler, Sequence
+from kt_runtime.scheduler import Scheduler, Sequence, Step, StepBudget, StepWork
 
-PAGE_SIZE = 4
+from .counted_pages import PAGE_SIZE, CountedPages
 
 
 @dataclass
-class CountedPages:
-    """A PageAllocator that only counts, and hands each page id to one table at a time."""
+class PerRow:
+    """StepTimes of a machine on which each row takes as long."""
 
-    num_pages: int
-    cached_tokens: int = 0
-    free: set[int] = field(default_factory=set)
-    asked: list[tuple[int, ...]] = field(default_factory=list)
+    row_s: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.free = set(range(self.num_pages))
+    def seconds(self, work: StepWork) -> float:
+        return work.num_rows * self.row_s
 
-    def allocate(self, prompt_token_ids, num_tokens, tenant, reuse):
-        self.asked.append(tuple(prompt_token_ids))
-        needed = -(-num_tokens // PAGE_SIZE)
-        if needed > len(self.free):
-            return None
-        cached = min(self.cached_tokens, (len(prompt_token_ids) - 1) // PAGE_SIZE * PAGE_SIZE)
-        return CountedTable(self, [self.free.pop() for _ in range(needed)], cached)
-
-
-class CountedTable:
-    def __init__(self, pages: CountedPages, page_ids: list[int], cached: int) -> None:
-        self._pages = pages
-        self.page_ids = page_ids
-        self.num_cached_tokens = cached
-        self.released = False
-
-    def commit(self, token_ids, num_computed_tokens):
-        assert not self.released
-
-    def release(self):
-        if not self.released:
-            self.released = True
-            assert not self._pages.free & set(self.page_ids)
-            self._pages.free |= set(self.page_ids)
+    def observe(self, work: StepWork, seconds: float) -> None:
+        raise AssertionError("the scheduler has no clock")
 
 
 def sequence(arrival: int, num_prompt: int, max_tokens: int = 4, **settings) -> Sequence:
@@ -65,26 +38,42 @@ def sequence(arrival: int, num_prompt: int, max_tokens: int = 4, **settings) -> 
     return Sequence(request, arrival=arrival, seed=0, max_model_len=1000)
 
 
-def scheduler(pages: CountedPages, max_batch_tokens: int = 16, max_num_seqs: int = 8) -> Scheduler:
-    return Scheduler(pages, max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs)
+def scheduler(
+    pages: CountedPages,
+    max_batch_tokens: int = 16,
+    max_num_seqs: int = 8,
+    row_s: float = 0.0,
+    max_itl_s: float = 1.0,
+) -> Scheduler:
+    budget = StepBudget(
+        PerRow(row_s),
+        max_batch_tokens=max_batch_tokens,
+        max_itl_s=max_itl_s,
+        page_size=PAGE_SIZE,
+    )
+    return Scheduler(pages, budget, max_num_seqs=max_num_seqs)
 
 
-def compute(step: list[ScheduledSequence], sched: Scheduler) -> list[Sequence]:
+def compute(step: Step, sched: Scheduler) -> list[Sequence]:
     """Advance as the engine does, without a model; returns those that ended."""
     ended = []
-    for share in step:
+    for share in step.shares:
         seq, completes = share.sequence, share.completes
         seq.num_computed_tokens += share.num_new_tokens
         if completes and not seq.request.return_logits:
             seq.token_ids.append(0)
         if completes and (seq.request.return_logits or seq.finish_reason(()) is not None):
-            sched.remove(seq.request.request_id)
+            sched.remove(seq)
             ended.append(seq)
     return ended
 
 
-def shares(step: list[ScheduledSequence]) -> list[tuple[str, int]]:
-    return [(s.sequence.request.request_id, s.num_new_tokens) for s in step]
+def name(seq: Sequence) -> str:
+    return seq.request.request_id
+
+
+def shares(step: Step) -> list[tuple[str, int]]:
+    return [(name(s.sequence), s.num_new_tokens) for s in step.shares]
 
 
 def test_scheduler_imports_neither_torch_nor_numpy():
@@ -98,7 +87,11 @@ def test_one_step_mixes_decodes_first_with_prefill_chunks():
     compute(sched.schedule(), sched)
     sched.add(sequence(1, 5))
     sched.add(sequence(2, 30))
-    assert shares(sched.schedule()) == [("r0", 1), ("r1", 5), ("r2", 10)]
+    step = sched.schedule()
+    assert shares(step) == [("r0", 1), ("r1", 5), ("r2", 10)]
+    # The newest of 4 tokens; 1 + 2 + … + 5; 1 + 2 + … + 10.
+    assert step.work == StepWork(1, 15, 4 + 15 + 55)
+    assert [name(s) for s in step.started] == ["r1", "r2"]
 
 
 def test_a_long_prompt_is_computed_in_chunks_of_what_the_budget_leaves():
@@ -110,6 +103,7 @@ def test_a_long_prompt_is_computed_in_chunks_of_what_the_budget_leaves():
         steps.append(shares(step))
         compute(step, sched)
     assert steps == [[("r0", 8)], [("r0", 8)], [("r0", 4)], [("r0", 1)]]
+    assert step.work == StepWork(1, 0, 21)
 
 
 def test_running_prefills_come_before_new_ones():
@@ -135,10 +129,10 @@ def test_a_small_request_never_passes_a_large_one_that_waits_for_pages():
     sched.add(sequence(2, 2, max_tokens=2))  # 1 page: would fit
     order = []
     while len(order) < 3:
-        order += [s.arrival for s in compute(sched.schedule(), sched)]
-        if 0 not in order:
-            assert sched.num_waiting == 2
-    assert order[0] == 0
+        order += [name(s) for s in compute(sched.schedule(), sched)]
+        if "r0" not in order:
+            assert len(sched.waiting) == 2
+    assert order[0] == "r0"
     assert len(pages.free) == 6
 
 
@@ -155,11 +149,12 @@ def test_a_refused_head_is_not_matched_again_until_pages_came_back():
 def test_a_waiting_head_that_is_aborted_lets_the_next_one_in():
     pages = CountedPages(4)
     sched = scheduler(pages)
+    large = sequence(1, 16, max_tokens=1)
     sched.add(sequence(0, 8, max_tokens=5))
-    sched.add(sequence(1, 16, max_tokens=1))
+    sched.add(large)
     sched.add(sequence(2, 2, max_tokens=2))
     compute(sched.schedule(), sched)
-    sched.remove("r1")
+    sched.remove(large)
     assert shares(sched.schedule()) == [("r0", 1), ("r2", 2)]
 
 
@@ -175,17 +170,152 @@ def test_no_more_sequences_run_than_allowed():
     for i in range(3):
         sched.add(sequence(i, 2))
     assert shares(sched.schedule()) == [("r0", 2), ("r1", 2)]
-    assert sched.num_waiting == 1
+    assert len(sched.waiting) == 1
 
 
-def test_pages_are_reserved_for_prompt_and_output_but_not_for_the_last_token():
+def test_a_sequence_starts_with_pages_for_one_token_more_and_grows():
+    sched = scheduler(CountedPages(100))
+    sched.add(sequence(0, 3, max_tokens=9))
+    sched.add(sequence(1, 4, max_tokens=9))
+    sched.add(sequence(2, 4, max_tokens=1))  # the only token of its output is never computed
+    sched.add(sequence(3, 4, return_logits=True))  # no output
+    step = sched.schedule()
+    tables = [s.sequence.page_table for s in step.shares]
+    assert [len(t.page_ids) for t in tables] == [1, 2, 1, 1]
+    held = []
+    while sched.running:
+        compute(step, sched)
+        held.append(len(tables[0].page_ids))
+        step = sched.schedule()
+    # KV of 3, 4, … 11 tokens
+    assert held == [1, 1, 2, 2, 2, 2, 3, 3, 3]
+
+
+def test_out_of_pages_the_newest_gives_up_its_own_and_comes_back_to_its_place():
+    pages = CountedPages(4)
+    sched = scheduler(pages)
+    old, new, later = sequence(0, 7, max_tokens=6), sequence(1, 6, max_tokens=4), sequence(2, 1)
+    for seq in (old, new, later):
+        sched.add(seq)
+    compute(sched.schedule(), sched)  # 2 pages each; nothing is left for the third
+    said = list(new.token_ids)
+    compute(sched.schedule(), sched)  # KV of 8 and 7 tokens
+    said = list(new.token_ids)
+    step = sched.schedule()  # 9 and 8 tokens
+    assert (shares(step), step.num_preempted) == ([("r0", 1)], 1)
+    assert (new.page_table, new.num_computed_tokens, new.num_preemptions) == (None, 0, 1)
+    assert list(sched.waiting) == [new, later]
+    assert len(pages.free) == 1
+    while "r0" not in [name(s) for s in compute(step, sched)]:
+        step = sched.schedule()
+        assert shares(step) == [("r0", 1)]
+    assert list(new.token_ids) == said  # what it said stays said
+    step = sched.schedule()
+    # All of its 8 tokens are computed again, in one chunk, before those of a later one.
+    assert shares(step) == [("r1", 8), ("r2", 1)]
+    assert [name(s) for s in step.started] == ["r2"]
+    assert pages.asked[-2] == tuple(said)
+    compute(step, sched)
+    assert new.num_tokens == len(said) + 1
+
+
+def test_the_newest_preempts_itself_if_it_is_the_one_in_need():
+    pages = CountedPages(4)
+    sched = scheduler(pages)
+    old, new = sequence(0, 4, max_tokens=4), sequence(1, 7, max_tokens=5)
+    sched.add(old)
+    sched.add(new)
+    while new.num_preemptions == 0:
+        step = sched.schedule()
+        compute(step, sched)
+    assert shares(step) == [("r0", 1)]
+    assert list(sched.running) == [old]
+
+
+def test_a_prompt_is_preempted_in_the_middle_too():
+    pages = CountedPages(6)
+    sched = scheduler(pages, max_batch_tokens=3)
+    old, new = sequence(0, 3, max_tokens=9), sequence(1, 15, max_tokens=2)
+    sched.add(old)
+    compute(sched.schedule(), sched)
+    sched.add(new)
+    starts = []
+    while new.num_preemptions == 0:
+        step = sched.schedule()
+        starts += [s.sequence.num_computed_tokens for s in step.shares if s.sequence is new]
+        compute(step, sched)
+    assert starts == [0, 2, 4, 6, 8]  # until the old one's KV takes a third page
+    assert (new.num_computed_tokens, new.num_tokens) == (0, 15)
+    assert len(pages.free) == 3
+
+
+def test_priority_comes_before_arrival_and_pages_are_taken_from_the_least_urgent():
+    pages = CountedPages(4)
+    sched = scheduler(pages)
+    slack, urgent = sequence(0, 7, max_tokens=6, priority=5), sequence(1, 7, 6, priority=-1)
+    sched.add(slack)
+    compute(sched.schedule(), sched)
+    sched.add(sequence(2, 7, 6, priority=3))
+    sched.add(urgent)
+    step = sched.schedule()
+    assert shares(step) == [("r0", 1), ("r1", 7)]
+    compute(step, sched)
+    assert [name(s) for s in sched.running] == ["r1", "r0"]
+    step = sched.schedule()
+    assert shares(step) == [("r1", 1)]  # r0 needed a third page and was the last to be served
+    assert [name(s) for s in sched.waiting] == ["r2", "r0"]
+
+
+@pytest.mark.parametrize("when", ["starting", "growing"])
+def test_out_of_memory_over_pages_fails_that_sequence_only(when):
     pages = CountedPages(100)
     sched = scheduler(pages)
-    sched.add(sequence(0, 5, max_tokens=4))  # KV of 8 tokens
-    sched.add(sequence(1, 5, max_tokens=5))  # KV of 9 tokens
-    sched.add(sequence(2, 8, return_logits=True))  # no output
-    held = [len(s.sequence.page_table.page_ids) for s in sched.schedule()]
-    assert held == [2, 3, 2]
+    sched.add(sequence(0, 4, max_tokens=9))
+    if when == "growing":
+        compute(sched.schedule(), sched)
+        compute(sched.schedule(), sched)
+        while len(next(iter(sched.running)).token_ids) % PAGE_SIZE != 1:
+            compute(sched.schedule(), sched)
+    sched.add(sequence(1, 4))
+    pages.error = MemoryError("none left")
+    step = sched.schedule()
+    assert [(name(s), repr(e)) for s, e in step.failed] == [("r0", "MemoryError('none left')")]
+    assert shares(step) == [("r1", 4)]
+    while len(sched.running):
+        compute(sched.schedule(), sched)
+    assert len(pages.free) == 100
+
+
+def test_while_anything_decodes_chunks_are_as_large_as_time_allows():
+    sched = scheduler(CountedPages(100), max_batch_tokens=100, row_s=0.01, max_itl_s=0.105)
+    sched.add(sequence(0, 50, max_tokens=99))
+    step = sched.schedule()
+    assert shares(step) == [("r0", 50)]  # nobody waits for a token
+    compute(step, sched)
+    sched.add(sequence(1, 25))
+    sched.add(sequence(2, 25))
+    seen = []
+    for _ in range(6):
+        step = sched.schedule()
+        seen.append(shares(step)[1:])
+        compute(step, sched)
+    assert seen[:2] == [[("r1", 9)], [("r1", 9)]]
+    # The rest of r1 goes first; two rows of time are not worth a chunk of r2.
+    assert seen[2] == [("r1", 7)]
+    assert seen[3] == [("r1", 1), ("r2", 8)]
+
+
+def test_a_limit_that_decodes_alone_exceed_slows_prompts_down_to_a_page_in_four_steps():
+    sched = scheduler(CountedPages(100), max_batch_tokens=100, row_s=0.01, max_itl_s=0.005)
+    sched.add(sequence(0, 5, max_tokens=99))
+    compute(sched.schedule(), sched)
+    sched.add(sequence(1, 10, max_tokens=99))
+    sizes = []
+    for _ in range(13):
+        step = sched.schedule()
+        sizes.append(step.work.num_prefill_tokens)
+        compute(step, sched)
+    assert sizes == [0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 2, 0]
 
 
 def test_the_context_bounds_the_output():
@@ -211,89 +341,3 @@ def test_finish_reason(sampling, newest, reason):
     seq = Sequence(Request("r", (1, 2), sampling), arrival=0, seed=0, max_model_len=100)
     seq.token_ids.append(newest)
     assert seq.finish_reason({7}) == reason
-
-
-@dataclass(frozen=True)
-class Arrival:
-    step: int
-    num_prompt: int
-    max_tokens: int
-    abort_after: int | None  # steps after arrival
-    return_logits: bool
-
-
-arrivals = st.lists(
-    st.builds(
-        Arrival,
-        step=st.integers(0, 12),
-        num_prompt=st.integers(1, 30),
-        max_tokens=st.integers(1, 8),
-        abort_after=st.none() | st.integers(0, 6),
-        return_logits=st.booleans(),
-    ),
-    max_size=12,
-)
-
-
-@given(
-    arrivals=arrivals,
-    num_pages=st.integers(10, 30),
-    max_num_seqs=st.integers(1, 5),
-    spare_tokens=st.integers(0, 20),
-    cached_tokens=st.sampled_from([0, 4, 12]),
-)
-def test_whatever_arrives_and_leaves(
-    arrivals, num_pages, max_num_seqs, spare_tokens, cached_tokens
-):
-    pages = CountedPages(num_pages, cached_tokens)
-    budget = max_num_seqs + spare_tokens
-    sched = scheduler(pages, budget, max_num_seqs)
-    todo = sorted(arrivals, key=lambda a: a.step)
-    live: dict[str, Sequence] = {}
-    abort_at: dict[str, int] = {}
-    ended: list[str] = []
-    first_tokens: list[int] = []
-    count = now = 0
-    while todo or live:
-        while todo and todo[0].step <= now:
-            a = todo.pop(0)
-            seq = sequence(count, a.num_prompt, a.max_tokens, return_logits=a.return_logits)
-            live[seq.request.request_id] = seq
-            if a.abort_after is not None:
-                abort_at[seq.request.request_id] = now + a.abort_after
-            sched.add(seq)
-            count += 1
-        for request_id in [r for r, at in abort_at.items() if at <= now and r in live]:
-            aborted = sched.remove(request_id)
-            assert aborted is live.pop(request_id)
-            assert aborted.page_table is None or set(aborted.page_table.page_ids) <= pages.free
-            ended.append(request_id)
-
-        decoding = {s.request.request_id for s in sched.running if s.is_decoding}
-        step = sched.schedule()
-        scheduled = shares(step)
-        ids = [request_id for request_id, _ in scheduled]
-        assert len(set(ids)) == len(ids)
-        assert sum(n for _, n in scheduled) <= budget
-        assert len(sched.running) <= max_num_seqs
-        # Every running decode advances, before anything else.
-        assert set(ids[: len(decoding)]) == decoding
-        assert all(n == 1 for _, n in scheduled[: len(decoding)])
-        assert all(n >= 1 for _, n in scheduled)
-        # Somebody always advances, so nothing waits for ever.
-        assert step or not live
-        held = [p for s in sched.running for p in s.page_table.page_ids]
-        assert len(set(held)) == len(held)
-        assert set(held) | pages.free == set(range(num_pages))
-        for s in sched.running:
-            assert s.num_computed_tokens <= len(s.page_table.page_ids) * PAGE_SIZE
-
-        fresh = [s.sequence for s in step if s.completes and not s.sequence.is_decoding]
-        first_tokens += [s.arrival for s in fresh]
-        for s in compute(step, sched):
-            del live[s.request.request_id]
-            ended.append(s.request.request_id)
-        now += 1
-    assert sorted(ended) == sorted({f"r{i}" for i in range(count)})
-    assert first_tokens == sorted(first_tokens)
-    assert len(pages.free) == num_pages

@@ -66,6 +66,7 @@ class FakeEngine:
         first_token_s: seconds before the first.
         fail_at: token number at which a request ends with an error, or None.
         cached_tokens: reported as reused from every prompt.
+        takes_priority: whether requests may carry one.
         max_running: more requests than this are refused as a full queue.
         requests: all that were admitted, in order.
         finished: requests ended, by reason; "abort" where the reader left.
@@ -79,6 +80,7 @@ class FakeEngine:
         self.cached_tokens = 0
         self.max_running = 100
         self.max_model_len = 500
+        self.takes_priority = False
         self.closed_reason: str | None = None
         self.requests: list[Request] = []
         self.finished: Counter[str] = Counter()
@@ -94,6 +96,8 @@ class FakeEngine:
             raise InvalidFieldError("engine.add", "logit_bias", "ids must be known", bias)
         if len(ids) + 1 > self.max_model_len:
             raise ContextLengthError(len(ids) + 1, self.max_model_len, "the prompt and one token")
+        if request.priority and not self.takes_priority:
+            raise InvalidFieldError("engine.add", "priority", "must be 0", request.priority)
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         self.validate(request)
@@ -131,6 +135,10 @@ class FakeEngine:
             prompt_tokens=sum(len(r.prompt_token_ids) for r in self.requests),
             cached_tokens=self.cached_tokens * len(self.requests),
             generated_tokens=self._num_tokens,
+            preemptions=2,
+            prefill_tokens=70,
+            prefill_chunks={64: 1, 8: 2},
+            max_itl_s=0.1,
             finished=dict(self.finished),
             backend="fake",
             kernel_target="none",

@@ -165,7 +165,6 @@ async def test_checkpoint_s_defaults_apply_where_the_request_is_silent(
         ("functions", [{"name": "f"}]),
         ("continue_final_message", True),
         ("modalities", ["text", "audio"]),
-        ("priority", 1),
     ],
 )
 async def test_what_would_change_the_answer_is_refused(
@@ -192,6 +191,19 @@ async def test_sampling_fields_reach_the_engine(client: TestClient, engine: Fake
     assert {name: getattr(sampling, name) for name in fields} == fields | {"stop_token_ids": (4,)}
     assert sampling.logit_bias == {5: 1, 70: -100}
     assert (sampling.logprobs, sampling.prompt_logprobs) == (3, None)
+
+
+async def test_a_priority_is_taken_where_the_engine_takes_it(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    error = await error_of(await client.post(URL, json=chat_body(priority=1)), 400)
+    assert error["param"] == "priority"
+    assert (await client.post(URL, json=chat_body(priority=0))).status == 200
+    error = await error_of(await client.post(URL, json=chat_body(priority="high")), 400)
+    assert error["param"] == "priority"
+    engine.takes_priority = True
+    assert (await client.post(URL, json=chat_body(priority=-7))).status == 200
+    assert [request.priority for request in engine.requests] == [0, -7]
 
 
 async def test_neutral_values_of_unsupported_fields_are_taken(client: TestClient) -> None:

@@ -41,6 +41,12 @@ async def test_metrics_count_what_happened(client: TestClient, engine: FakeEngin
     assert metrics["kt_num_requests_running", ()] == 0
     pages = [metrics["kt_kv_pages", (state,)] for state in ("free", "cached", "used")]
     assert pages == [NUM_PAGES - 1, 1, 0]
+    assert metrics["kt_num_preemptions_total", ()] == 2
+    assert metrics["kt_max_inter_token_latency_seconds", ()] == 0.1
+    buckets = [metrics["kt_prefill_chunk_tokens_bucket", (le,)] for le in ("8.0", "64.0", "+Inf")]
+    assert buckets == [2, 3, 3]
+    assert metrics["kt_prefill_chunk_tokens_count", ()] == 3
+    assert metrics["kt_prefill_chunk_tokens_sum", ()] == 70
     assert metrics["kt_kernel_ops_total", ("attention",)] == 3
     assert metrics["kt_engine_steps_total", ()] == 14
     (info,) = [labels for name, labels in metrics if name == "kt_build_info"]

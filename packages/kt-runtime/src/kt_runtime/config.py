@@ -11,6 +11,7 @@ from kt_runtime.core import is_whole
 WeightFormat = Literal["native", "float32", "bf16", "int8", "int4"]
 KVDtype = Literal["auto", "float32", "bf16"]
 Backend = Literal["kt", "torch"]
+SchedulePolicy = Literal["fcfs", "priority"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,17 @@ class EngineConfig:
             order. For debugging: no result may depend on it.
         max_model_len: longest prompt + output; None takes the model's own limit, or the pool's
             where that is smaller.
-        max_batch_tokens: most tokens computed in one step; at least max_num_seqs, so that every
-            running request advances in every step.
+        max_batch_tokens: most tokens computed in one step; enough for all other requests to decode
+            beside a page of somebody's prompt.
         max_num_seqs: most requests running at once.
+        max_itl_ms: most milliseconds, by prediction, of a step in which any request decodes: prompt
+            chunks are made as large as that allows. None: 100, or twice what one decode takes when
+            nothing else runs, if that is more.
+        schedule_policy: "fcfs" serves in order of arrival and refuses requests with a priority;
+            "priority" serves lower `Request.priority` first, in order of arrival among equals.
         max_waiting: most requests waiting; more are refused.
+        max_waiting_tokens: most prompt tokens waiting, unless one prompt alone is longer; more are
+            refused. None: no limit.
         enable_prefix_cache: reuse KV pages of earlier requests with the same prefix.
         cpu_graph: replay decode steps as recorded graphs (backend "kt" only).
         debug_numerics: look at every op's output; a request whose values are not finite ends with
@@ -56,7 +64,10 @@ class EngineConfig:
     max_model_len: int | None = None
     max_batch_tokens: int = 512
     max_num_seqs: int = 32
+    max_itl_ms: float | None = None
+    schedule_policy: SchedulePolicy = "fcfs"
     max_waiting: int = 1024
+    max_waiting_tokens: int | None = None
     enable_prefix_cache: bool = True
     cpu_graph: bool = True
     debug_numerics: bool = False
@@ -74,6 +85,7 @@ class EngineConfig:
         one_of("kv_dtype", self.kv_dtype, get_args(KVDtype))
         one_of("backend", self.backend, get_args(Backend))
         one_of("device", self.device, ("auto", "cpu"))
+        one_of("schedule_policy", self.schedule_policy, get_args(SchedulePolicy))
         check(self.group_size in (32, 64, 128), "group_size must be 32, 64 or 128", self.group_size)
         for name in ("page_size", "max_batch_tokens", "max_num_seqs", "max_waiting"):
             value = getattr(self, name)
@@ -82,14 +94,17 @@ class EngineConfig:
                 f"{name} must be a whole number of at least 1",
                 value,
             )
-        for name in ("num_pages", "max_model_len", "num_threads"):
+        for name in ("num_pages", "max_model_len", "num_threads", "max_waiting_tokens"):
             value = getattr(self, name)
             ok = value is None or (is_whole(value) and value >= 1)
             check(ok, f"{name} must be a whole number of at least 1", value)
         check(self.kv_memory_gb > 0, "kv_memory_gb must be positive", self.kv_memory_gb)
+        itl_ok = self.max_itl_ms is None or 0 < self.max_itl_ms < float("inf")
+        check(itl_ok, "max_itl_ms must be positive", self.max_itl_ms)
+        least = self.max_num_seqs - 1 + self.page_size
         check(
-            self.max_batch_tokens >= self.max_num_seqs,
-            f"max_batch_tokens must be at least max_num_seqs ({self.max_num_seqs})",
+            self.max_batch_tokens >= least,
+            f"max_batch_tokens must be at least max_num_seqs - 1 + page_size ({least})",
             self.max_batch_tokens,
         )
 

@@ -157,6 +157,8 @@ class Request:
             reuse, since a reused position has no logits. Read them with `Engine.take_logits`.
         chunk_size: most prompt tokens of this request computed in one step; None leaves it to the
             scheduler.
+        priority: lower ones are served first, equal ones in order of arrival; other than 0 only
+            under schedule_policy "priority".
     """
 
     request_id: str
@@ -165,6 +167,7 @@ class Request:
     tenant: str | None = None
     return_logits: bool = False
     chunk_size: int | None = None
+    priority: int = 0
 
     @property
     def generates(self) -> bool:
@@ -231,6 +234,11 @@ class EngineStats:
             reusable prefixes that no request uses (evictable); held by running requests.
         steps, graph_steps: forward passes in all; those replayed from a recorded graph.
         prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
+        preemptions: how often a running request gave its pages to an older one and went back to
+            its place in the line.
+        prefill_tokens: tokens computed in prefill chunks, recomputed ones included.
+        prefill_chunks: chunks by size, rounded up to a power of two: {16: 3, 512: 1}.
+        max_itl_s: seconds that a step may take by prediction while anything decodes.
         finished: requests ended, by finish_reason.
         backend, kernel_target: "kt" or "torch"; the instruction set in use ("avx2", …; "torch").
         weight_format: as asked for.
@@ -250,6 +258,10 @@ class EngineStats:
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    preemptions: int
+    prefill_tokens: int
+    prefill_chunks: Mapping[int, int]
+    max_itl_s: float
     finished: Mapping[str, int]
     backend: str
     kernel_target: str
@@ -270,11 +282,16 @@ class ContextLengthError(ValueError):
 
 
 class QueueFullError(RuntimeError):
-    """Too many requests are waiting; try again later. Carries the limit."""
+    """Too much is waiting; try again later. Carries the limit that was reached.
 
-    def __init__(self, max_waiting: int) -> None:
-        super().__init__(f"[engine.add] at most {max_waiting} requests may wait; the queue is full")
-        self.max_waiting = max_waiting
+    Args:
+        limit: max_waiting or max_waiting_tokens.
+        what: what it counts.
+    """
+
+    def __init__(self, limit: int, what: str = "requests") -> None:
+        super().__init__(f"[engine.add] at most {limit} {what} may wait; the queue is full")
+        self.limit = limit
 
 
 class EngineClosedError(RuntimeError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -35,11 +36,26 @@ from kt_runtime.core import (
 )
 from kt_runtime.exec.batch import build_batch, num_logits_rows
 from kt_runtime.exec.logprobs import PromptLogprobs, token_logprobs
+from kt_runtime.exec.probe import probe
 from kt_runtime.exec.sampler import NonFiniteLogitsError, TokenSampler
 from kt_runtime.loop import EngineLoop
-from kt_runtime.scheduler import ScheduledSequence, Scheduler, Sequence
+from kt_runtime.scheduler import (
+    ScheduledSequence,
+    Scheduler,
+    Sequence,
+    Step,
+    StepBudget,
+    StepTimeModel,
+    StepTimes,
+    StepWork,
+)
 
 Floats = NDArray[np.float32]
+
+# A token every tenth of a second is twice as fast as people read. A machine that is slower than
+# that even on its own still has half of each step for prompts.
+_MAX_ITL_S = 0.1
+_MAX_ITL_DECODES = 2.0
 
 
 class Engine:
@@ -51,6 +67,8 @@ class Engine:
     Args:
         parts: what it drives; `from_pretrained` makes them.
         config: the settings.
+        times: predicts how long steps take, and learns it; None starts without any experience.
+        clock: seconds, from anywhere.
 
     Attributes:
         config: the settings.
@@ -60,24 +78,42 @@ class Engine:
         max_model_len: most tokens of prompt and output together.
     """
 
-    def __init__(self, parts: EngineParts, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        parts: EngineParts,
+        config: EngineConfig,
+        *,
+        times: StepTimes | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.config = config
         self.model_config = parts.model_config
         self.shape = parts.shape
         self.eos_token_ids = parts.eos_token_ids
         self.max_model_len = parts.max_model_len
         self._parts = parts
-        self._scheduler = Scheduler(
-            parts.pool,
+        self._ops_before = dict(parts.op_counts())  # those of the probe
+        self._times = times or StepTimeModel(parts.shape.num_experts, parts.shape.top_k)
+        self._clock = clock
+        if config.max_itl_ms is not None:
+            self._max_itl_s = config.max_itl_ms / 1000
+        else:
+            idle_decode_s = self._times.seconds(StepWork().with_decode(1))
+            self._max_itl_s = max(_MAX_ITL_S, _MAX_ITL_DECODES * idle_decode_s)
+        budget = StepBudget(
+            self._times,
             max_batch_tokens=config.max_batch_tokens,
-            max_num_seqs=config.max_num_seqs,
+            max_itl_s=self._max_itl_s,
+            page_size=config.page_size,
         )
+        self._scheduler = Scheduler(parts.pool, budget, max_num_seqs=config.max_num_seqs)
         self._arrival = itertools.count()
         self._logits: dict[str, Floats] = {}
         # From the first token, or prompt logits, to the end of each request.
         self._samplers: dict[str, TokenSampler] = {}
         self._prompt_logprobs: dict[str, PromptLogprobs] = {}
         self._counts: Counter[str] = Counter()
+        self._chunks: Counter[int] = Counter()
         self._finished: Counter[str] = Counter()
         # Held while stepping; for its whole life by the loop's thread once `generate` is used.
         self.stepping = threading.RLock()
@@ -107,14 +143,17 @@ class Engine:
             ValueError: `[checkpoint] …`, `[gguf] …` or `[config] …`: not a usable model or setting.
         """
         config = config or EngineConfig()
-        return cls(assemble(Path(path), config, progress), config)
+        parts = assemble(Path(path), config, progress)
+        probed = probe(parts.runner, parts.shape, config, parts.max_model_len)
+        times = StepTimeModel(parts.shape.num_experts, parts.shape.top_k, probed)
+        return cls(parts, config, times=times)
 
     def add(self, request: Request) -> None:
         """Queue a request; its events come out of later steps. Thread-safe.
 
         Raises:
             ContextLengthError: prompt (and one token more) longer than max_model_len.
-            QueueFullError: max_waiting requests wait already.
+            QueueFullError: max_waiting requests wait already, or max_waiting_tokens of prompts.
             EngineClosedError: the engine was closed or its thread died.
             ValueError: anything else wrong with the request: `[engine.add] rule; got actual`.
         """
@@ -128,8 +167,7 @@ class Engine:
                     "[engine.add] request_id must be unique among requests in flight; "
                     f"got {request.request_id!r}"
                 )
-            if self._scheduler.num_waiting + len(self._arrivals) >= self.config.max_waiting:
-                raise QueueFullError(self.config.max_waiting)
+            self._check_queue(len(request.prompt_token_ids))
             sequence = Sequence(
                 request,
                 arrival=next(self._arrival),
@@ -177,9 +215,18 @@ class Engine:
         if not self.stepping.acquire(blocking=False):
             raise RuntimeError("[engine.step] one thread at a time may step; another one does")
         try:
+            started = self._clock()
             events = self._take_inbox()
             step = self._scheduler.schedule()
-            return events + (self._compute(step) if step else [])
+            self._counts["preemptions"] += step.num_preempted
+            for sequence in step.started:
+                self._counts["prompt"] += sequence.num_prompt_tokens
+                self._counts["cached"] += sequence.num_cached_tokens
+            for sequence, error in step.failed:
+                events.append(self._finish(sequence, "error", error=_describe(error)))
+            if step.shares:
+                events += self._compute(step, started)
+            return events
         finally:
             self.stepping.release()
 
@@ -216,6 +263,7 @@ class Engine:
         parts, runner = self._parts, self._parts.runner
         pages = parts.page_counts()
         num_running = len(self._scheduler.running)
+        ops = parts.op_counts()
         with self._inbox:
             num_live = len(self._live)
         return EngineStats(
@@ -230,13 +278,17 @@ class Engine:
             prompt_tokens=self._counts["prompt"],
             cached_tokens=self._counts["cached"],
             generated_tokens=self._counts["generated"],
+            preemptions=self._counts["preemptions"],
+            prefill_tokens=self._counts["prefill"],
+            prefill_chunks=dict(self._chunks),
+            max_itl_s=self._max_itl_s,
             finished=dict(self._finished),
             backend=self.config.backend,
             kernel_target=parts.kernel_target(),
             weight_format=self.config.weight_format,
             weight_formats=parts.weight_formats,
             kv_dtype=self.config.resolved_kv_dtype,
-            op_counts=parts.op_counts(),
+            op_counts={op: n - self._ops_before.get(op, 0) for op, n in ops.items()},
         )
 
     def close(self, reason: str = "the engine was closed") -> None:
@@ -297,6 +349,10 @@ class Engine:
         if biased >= vocab_size:
             rule = f"ids must lie in [0, {vocab_size})"
             raise InvalidFieldError("engine.add", "logit_bias", rule, biased)
+        check(is_whole(request.priority), "priority must be a whole number", request.priority)
+        if request.priority != 0 and self.config.schedule_policy != "priority":
+            rule = "must be 0 unless schedule_policy is 'priority'"
+            raise InvalidFieldError("engine.add", "priority", rule, request.priority)
         num_tokens = len(ids) + int(request.generates)
         if num_tokens > self.max_model_len:
             what = "the prompt and one token of output" if request.generates else "the prompt"
@@ -315,20 +371,29 @@ class Engine:
             for sequence, reason in aborted
         ]
 
-    def _compute(self, step: list[ScheduledSequence]) -> list[TokenEvent]:
-        for sequence, _ in step:
-            if sequence.num_computed_tokens == sequence.num_cached_tokens:  # its first step
-                self._counts["prompt"] += sequence.num_prompt_tokens
-                self._counts["cached"] += sequence.num_cached_tokens
+    def _check_queue(self, num_prompt_tokens: int) -> None:
+        """Raises QueueFullError if such a prompt may not wait now."""
+        config, waiting = self.config, self._scheduler.waiting
+        if len(waiting) + len(self._arrivals) >= config.max_waiting:
+            raise QueueFullError(config.max_waiting)
+        limit = config.max_waiting_tokens
+        if limit is not None:
+            queued = waiting.num_tokens + sum(s.num_prompt_tokens for s in self._arrivals)
+            # Where nothing waits, even a longer prompt may: it would be refused for ever.
+            if queued and queued + num_prompt_tokens > limit:
+                raise QueueFullError(limit, "prompt tokens")
+
+    def _compute(self, step: Step, started: float) -> list[TokenEvent]:
+        shares = step.shares
         try:
-            logits = self._parts.runner.run(build_batch(step, self.config.page_size)).numpy()
+            logits = self._parts.runner.run(build_batch(shares, self.config.page_size)).numpy()
         except Exception as error:
             # Whatever failed, it is these requests' failure, not the engine's.
-            message = f"{type(error).__name__}: {error}"
-            return [self._finish(sequence, "error", error=message) for sequence, _ in step]
+            message = _describe(error)
+            return [self._finish(sequence, "error", error=message) for sequence, _ in shares]
         events = []
         row = batch_row = 0
-        for scheduled in step:
+        for scheduled in shares:
             end_row = row + num_logits_rows(scheduled)
             end_batch_row = batch_row + scheduled.num_new_tokens
             fault = self._parts.runner.fault(batch_row, end_batch_row)
@@ -336,6 +401,11 @@ class Engine:
             row, batch_row = end_row, end_batch_row
             if event is not None:
                 events.append(event)
+        for _, size in shares[step.work.num_decodes :]:
+            self._counts["prefill"] += size
+            self._chunks[1 << (size - 1).bit_length()] += 1
+        # Sampling included: it is what readers wait for.
+        self._times.observe(step.work, self._clock() - started)
         return events
 
     def _advance(
@@ -376,7 +446,7 @@ class Engine:
         """Reduce a chunk's prompt logits to log probabilities, if they are asked for."""
         request = sequence.request
         num_top = request.sampling.prompt_logprobs
-        if num_top is None or sequence.is_decoding:
+        if num_top is None or sequence.num_generated_tokens > 0:
             return
         gathered = self._prompt_logprobs.setdefault(
             request.request_id, PromptLogprobs(request.prompt_token_ids, num_top)
@@ -416,7 +486,7 @@ class Engine:
         logprobs: TokenLogprobs | None = None,
     ) -> TokenEvent:
         request_id = sequence.request.request_id
-        self._scheduler.remove(request_id)
+        self._scheduler.remove(sequence)
         self._finished[reason] += 1
         event = self._event(sequence, token_id, reason, error, logprobs)
         self._samplers.pop(request_id, None)
@@ -449,3 +519,7 @@ class Engine:
             logprobs=logprobs,
             prompt_logprobs=None if gathered is None else gathered.all(),
         )
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

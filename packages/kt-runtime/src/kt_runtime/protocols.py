@@ -181,6 +181,8 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
+    num_experts: int = 0  # routed ones of a layer; 0 where every layer is dense
+    top_k: int = 0  # of them, how many a token visits
 
 
 class CausalLM(Protocol):
@@ -218,12 +220,17 @@ class PageTable(Protocol):
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens whose KV already lies in the first pages; a multiple of the page size."""
+        """Tokens whose KV already lies in the first pages; a multiple of the page size."""
         ...
 
     def commit(self, token_ids: Sequence[int], num_computed_tokens: int) -> None:
         """Publish the pages that are now full: the KV of token_ids[:num_computed_tokens] is
         written."""
+        ...
+
+    def grow(self, num_tokens: int) -> bool:
+        """Have pages for `num_tokens` tokens; False, and nothing has changed, if too few are
+        free."""
         ...
 
     def release(self) -> None:
@@ -235,11 +242,11 @@ class PageAllocator(Protocol):
     """Where the scheduler gets pages from (`cache.PagePool`)."""
 
     def allocate(
-        self, prompt_token_ids: Sequence[int], num_tokens: int, tenant: str | None, reuse: bool
+        self, token_ids: Sequence[int], num_tokens: int, tenant: str | None, reuse: bool
     ) -> PageTable | None:
-        """Pages for `num_tokens` tokens that begin with the prompt, or None if too few are free.
+        """Pages for `num_tokens` tokens that begin with token_ids, or None if too few are free.
 
-        At least one prompt token is left to compute. reuse=False neither takes nor publishes
+        At least one of token_ids is left to compute. reuse=False neither takes nor publishes
         prefixes.
         """
         ...

@@ -8,10 +8,15 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import generate_latest
 
-from kt_runtime.core import TokenEvent
+from kt_runtime.core import EngineStats, TokenEvent
 from kt_server import __version__
 from kt_server.protocols import EngineClient
 
@@ -69,6 +74,21 @@ class ServerMetrics:
         return generate_latest(self._registry)
 
 
+def _chunk_sizes(stats: EngineStats) -> Metric:
+    """The sizes of prefill chunks, which the engine counts by powers of two."""
+    buckets, count = [], 0
+    for size, number in sorted(stats.prefill_chunks.items()):
+        count += number
+        buckets.append((str(float(size)), float(count)))
+    buckets.append(("+Inf", float(count)))
+    return HistogramMetricFamily(
+        "kt_prefill_chunk_tokens",
+        "Tokens of a prompt computed in one step, recomputed ones included",
+        buckets=buckets,
+        sum_value=stats.prefill_tokens,
+    )
+
+
 class _EngineCollector:
     """Reads one snapshot of the engine per scrape. Names follow vLLM's, so that dashboards port."""
 
@@ -83,6 +103,10 @@ class _EngineCollector:
             "kt_num_requests_running": ("Requests that hold KV pages", stats.num_running),
             "kt_num_requests_waiting": ("Requests that wait for pages", stats.num_waiting),
             "kt_kv_cache_usage_perc": ("Share of KV pages held by running requests (0-1)", used),
+            "kt_max_inter_token_latency_seconds": (
+                "What a step may take by prediction while anything decodes",
+                stats.max_itl_s,
+            ),
         }
         for name, (text, gauge) in gauges.items():
             yield GaugeMetricFamily(name, text, value=gauge)
@@ -93,11 +117,16 @@ class _EngineCollector:
                 stats.cached_tokens,
             ),
             "kt_generation_tokens": ("Tokens generated", stats.generated_tokens),
+            "kt_num_preemptions": (
+                "Times that a running request gave its pages to one served before it",
+                stats.preemptions,
+            ),
             "kt_engine_steps": ("Forward passes", stats.steps),
             "kt_engine_graph_steps": ("Forward passes replayed from a graph", stats.graph_steps),
         }
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(name, text, value=count)
+        yield _chunk_sizes(stats)
         pages = GaugeMetricFamily("kt_kv_pages", "KV pages by what they hold", labels=["state"])
         pages.add_metric(["free"], stats.pages_free)
         pages.add_metric(["cached"], stats.pages_cached)

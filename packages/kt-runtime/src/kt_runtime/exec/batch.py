@@ -17,8 +17,8 @@ def num_logits_rows(scheduled: ScheduledSequence) -> int:
     """Rows of this share whose logits are wanted: all of a prompt that wants them, else the last
     when sampled."""
     sequence = scheduled.sequence
-    # More tokens than the prompt's: its logits have been seen, even where it is computed again.
-    if sequence.request.wants_prompt_logits and not sequence.is_decoding:
+    # Once there is output, the prompt's logits have been seen, even if it is computed again.
+    if sequence.request.wants_prompt_logits and sequence.num_generated_tokens == 0:
         return scheduled.num_new_tokens
     return int(scheduled.completes)
 

@@ -158,6 +158,7 @@ class SparseMoe:
 
     gate: Any
     router: Router
+    num_experts: int
     experts: Any
     shared: DenseMlp | None
 
@@ -182,7 +183,7 @@ class SparseMoe:
             intermediate_size=shape.intermediate_size,
             top_k=shape.top_k,
         )
-        return cls(gate, router, experts, shared)
+        return cls(gate, router, shape.num_experts, experts, shared)
 
     def forward(self, ops: Ops, x: Tensor) -> Tensor:
         """Routed experts of each row, plus the shared one."""
@@ -251,6 +252,7 @@ class Decoder:
         """Reads what stands around the layers: model.embed_tokens, model.norm and lm_head (or the
         tied embedding)."""
         attention = layers[0].attention.shape
+        sparse = next((x.mlp for x in layers if isinstance(x.mlp, SparseMoe)), None)
         vocab_size = config.size("vocab_size")
         tied = config.flag("tie_word_embeddings", default=False)
         embedding_name = "model.embed_tokens"
@@ -261,6 +263,8 @@ class Decoder:
                 num_kv_heads=attention.num_kv_heads,
                 head_dim=attention.head_dim,
                 max_position_embeddings=config.size("max_position_embeddings"),
+                num_experts=0 if sparse is None else sparse.num_experts,
+                top_k=0 if sparse is None else sparse.router.top_k,
             ),
             weights.embedding(f"{embedding_name}.weight", vocab_size, attention.hidden_size),
             layers,

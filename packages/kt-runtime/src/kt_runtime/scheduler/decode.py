@@ -1,14 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decode half of a step: every running decode, one token each, never skipped."""
+"""The decode half of a step: every running decode, one token each, never skipped for want of
+budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from kt_runtime.scheduler.admission import Admission
+from kt_runtime.scheduler.step import Step
 
-from kt_runtime.scheduler.sequence import ScheduledSequence, Sequence
 
+def schedule_decodes(step: Step, admission: Admission) -> None:
+    """All decoding sequences in order of service, which takes no budget.
 
-def schedule_decodes(running: Iterable[Sequence]) -> list[ScheduledSequence]:
-    """All decoding sequences in arrival order. Takes no budget: decodes are served before it is
-    counted."""
-    return [ScheduledSequence(sequence, 1) for sequence in running if sequence.is_decoding]
+    One that needs a page when none is left takes those of the sequence served last, or goes back
+    to the waiting line if that is itself. The first can therefore always go on: the pool holds
+    any one sequence. (Alone it may still send itself back, where it computed pages that somebody
+    else had stored meanwhile, and holds both; it comes back on the stored ones.)
+    """
+    running = admission.running
+    for sequence in tuple(running):
+        if sequence.page_table is None:
+            return  # preempted by one before it, as all that follow
+        if not sequence.is_decoding:
+            continue
+        try:
+            while not admission.grow(sequence):
+                victim = running.last
+                admission.preempt(victim)
+                step.num_preempted += 1
+                if victim is sequence:
+                    return
+        except Exception as error:
+            # Whatever went wrong over its pages is its failure, not the step's.
+            admission.remove(sequence)
+            step.failed.append((sequence, error))
+            continue
+        step.add_decode(sequence)

@@ -1,47 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prefill half of a step: prompt chunks in strict arrival order from the tokens that decodes
-left."""
+"""The prefill half of a step: chunks in strict order of service from what the decodes left of the
+budget."""
 
 from __future__ import annotations
 
 from kt_runtime.scheduler.admission import Admission
-from kt_runtime.scheduler.sequence import ScheduledSequence, Sequence
-from kt_runtime.scheduler.waiting import WaitingLine
+from kt_runtime.scheduler.budget import StepBudget
+from kt_runtime.scheduler.sequence import Sequence
+from kt_runtime.scheduler.step import Step
 
 
 def schedule_prefills(
-    running: dict[str, Sequence],
-    waiting: WaitingLine,
-    admission: Admission,
-    *,
-    budget: int,
-    max_num_seqs: int,
-) -> list[ScheduledSequence]:
-    """Chunks of running prompts, then of newly admitted ones, which move from waiting to running.
+    step: Step, admission: Admission, budget: StepBudget, *, max_num_seqs: int
+) -> None:
+    """Chunks of running sequences, then of newly admitted ones.
 
-    Stops at the first sequence that cannot be admitted: a later, smaller one never passes it.
+    Stops at the first sequence that gets less than it could compute, or no pages: a later, smaller
+    one never passes it. Nobody starts in a step that took pages from somebody.
 
     Args:
-        budget: tokens this step may still compute.
+        step: holds the decodes; gets the chunks.
         max_num_seqs: most sequences running at once.
     """
-    scheduled: list[ScheduledSequence] = []
-    for sequence in running.values():
-        if budget == 0:
-            return scheduled
-        if not sequence.is_decoding:
-            budget -= _take_chunk(sequence, budget, scheduled)
-    while budget > 0 and len(running) < max_num_seqs:
-        head = waiting.head
-        if head is None or not admission.admit(head):
-            break
-        waiting.remove(head.request.request_id)
-        running[head.request.request_id] = head
-        budget -= _take_chunk(head, budget, scheduled)
-    return scheduled
+    running, waiting = admission.running, admission.waiting
+    for sequence in running:
+        if not sequence.is_decoding and not _take_chunk(step, sequence, budget):
+            return
+    while step.num_preempted == 0 and len(running) < max_num_seqs:
+        head = waiting.first
+        if head is None or not budget.has_room(step.work):
+            return
+        try:
+            admitted = admission.admit(head)
+        except Exception as error:
+            # Out of memory, say: this sequence cannot start, but others may.
+            admission.remove(head)
+            step.failed.append((head, error))
+            continue
+        if not admitted:
+            return
+        if head.num_preemptions == 0:
+            step.started.append(head)
+        if not _take_chunk(step, head, budget):
+            return
 
 
-def _take_chunk(sequence: Sequence, budget: int, scheduled: list[ScheduledSequence]) -> int:
-    size = min(sequence.num_remaining_tokens, budget, sequence.request.chunk_size or budget)
-    scheduled.append(ScheduledSequence(sequence, size))
-    return size
+def _take_chunk(step: Step, sequence: Sequence, budget: StepBudget) -> bool:
+    """Whether the sequence got as much as it may have in one step."""
+    wanted = sequence.num_remaining_tokens
+    if sequence.request.chunk_size is not None:
+        wanted = min(wanted, sequence.request.chunk_size)
+    size = budget.chunk(step.work, sequence.num_computed_tokens, wanted)
+    if size > 0:
+        step.add_chunk(sequence, size)
+    return size == wanted

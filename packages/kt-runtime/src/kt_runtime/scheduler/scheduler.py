@@ -1,73 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composes waiting line, admission, decode and prefill into one step's work. Owns no policy
-itself."""
+"""Composes admission, decode and prefill into one step's work. Owns no policy itself."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from kt_runtime.protocols import PageAllocator
 from kt_runtime.scheduler.admission import Admission
+from kt_runtime.scheduler.budget import StepBudget
 from kt_runtime.scheduler.decode import schedule_decodes
+from kt_runtime.scheduler.line import Line
 from kt_runtime.scheduler.prefill import schedule_prefills
-from kt_runtime.scheduler.sequence import ScheduledSequence, Sequence
-from kt_runtime.scheduler.waiting import WaitingLine
+from kt_runtime.scheduler.sequence import Sequence
+from kt_runtime.scheduler.step import Step
 
 
 class Scheduler:
-    """Mixed continuous batching: all decodes first, then prefill chunks, first come first served.
+    """Mixed continuous batching: all decodes first, then prefill chunks in order of service.
 
-    One token budget per step and no phases: a step may hold decodes and prefill chunks together.
-    Not thread-safe: used by whoever steps the engine.
+    One budget per step and no phases: a step may hold decodes and prefill chunks together.
+    Order of service is (priority, arrival). Not thread-safe: used by whoever steps the engine.
 
     Args:
-        allocator: gives pages to sequences that start.
-        max_batch_tokens: most tokens in one step; at least max_num_seqs.
+        allocator: gives pages to sequences that start or grow; holds any one sequence whole.
+        budget: bounds the prefill of a step; its max_batch_tokens is at least max_num_seqs.
         max_num_seqs: most sequences running at once.
     """
 
-    def __init__(
-        self, allocator: PageAllocator, *, max_batch_tokens: int, max_num_seqs: int
-    ) -> None:
+    def __init__(self, allocator: PageAllocator, budget: StepBudget, *, max_num_seqs: int) -> None:
         self._admission = Admission(allocator)
-        self._max_batch_tokens = max_batch_tokens
+        self._budget = budget
         self._max_num_seqs = max_num_seqs
-        self._waiting = WaitingLine()
-        self._running: dict[str, Sequence] = {}  # in order of admission, which is arrival order
 
     @property
-    def num_waiting(self) -> int:
-        """Sequences without pages."""
-        return len(self._waiting)
+    def waiting(self) -> Line:
+        """Sequences without pages; readable from any thread."""
+        return self._admission.waiting
 
     @property
-    def running(self) -> Collection[Sequence]:
-        """Sequences with pages, in arrival order."""
-        return self._running.values()
+    def running(self) -> Line:
+        """Sequences with pages; its length is readable from any thread."""
+        return self._admission.running
 
     def add(self, sequence: Sequence) -> None:
         """Join the waiting line. The engine has checked that it can fit at all."""
-        self._waiting.push(sequence)
+        self._admission.waiting.add(sequence)
 
-    def schedule(self) -> list[ScheduledSequence]:
-        """The next step: decodes, then prefills, each in arrival order. Empty if there is no work.
+    def schedule(self) -> Step:
+        """The next step. Without shares there is no work.
 
         The caller computes the step, then advances each sequence's num_computed_tokens.
         """
-        step = schedule_decodes(self._running.values())
-        step += schedule_prefills(
-            self._running,
-            self._waiting,
-            self._admission,
-            budget=self._max_batch_tokens - len(step),
-            max_num_seqs=self._max_num_seqs,
-        )
+        step = Step()
+        schedule_decodes(step, self._admission)
+        schedule_prefills(step, self._admission, self._budget, max_num_seqs=self._max_num_seqs)
         return step
 
-    def remove(self, request_id: str) -> Sequence | None:
-        """Forget a sequence that ended or was aborted, and free its pages; None if it is
-        unknown."""
-        sequence = self._running.pop(request_id, None) or self._waiting.remove(request_id)
-        if sequence is not None:
-            self._admission.release(sequence)
-        return sequence
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended or was aborted, and free its pages. Idempotent."""
+        self._admission.remove(sequence)

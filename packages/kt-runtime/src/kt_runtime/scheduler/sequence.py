@@ -14,23 +14,28 @@ from kt_runtime.protocols import PageTable
 class Sequence:
     """A request in flight. Owned by the engine's stepping thread.
 
-    Waiting until it has a page table; then it prefills while prompt tokens remain uncomputed; then
-    it decodes, with exactly one token (the newest) left to compute before each step.
+    Waiting while it has no page table; then it prefills while more than its newest token is left
+    to compute; then it decodes, with exactly that one left before each step. A preempted sequence
+    waits again and prefills prompt and output so far: what it said stays said.
 
     Attributes:
         request: what was asked.
-        arrival: position in the order of arrival, which is the order of service.
+        order: (priority, position in the order of arrival): lower ones are served first.
         seed: key of its random numbers.
         max_num_tokens: prompt and output end here at the latest.
         token_ids: prompt and output so far (int32 array: cheap to slice and to hand to numpy).
         num_computed_tokens: how many of token_ids have their KV in pages.
+        num_cached_tokens: prompt tokens whose KV was reused when it first started.
+        num_preemptions: how often it gave its pages to an older one.
         page_table: its pages; None while it waits.
     """
 
     __slots__ = (
-        "arrival",
         "max_num_tokens",
+        "num_cached_tokens",
         "num_computed_tokens",
+        "num_preemptions",
+        "order",
         "page_table",
         "request",
         "seed",
@@ -45,11 +50,13 @@ class Sequence:
         elif request.sampling.max_tokens is not None:
             longest = min(longest, num_prompt_tokens + request.sampling.max_tokens)
         self.request = request
-        self.arrival = arrival
+        self.order = (request.priority, arrival)
         self.seed = seed
         self.max_num_tokens = longest
         self.token_ids = array("i", request.prompt_token_ids)
         self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
         self.page_table: PageTable | None = None
 
     @property
@@ -73,19 +80,14 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
-    def num_cached_tokens(self) -> int:
-        """Prompt tokens whose KV was reused; 0 while it waits."""
-        return 0 if self.page_table is None else self.page_table.num_cached_tokens
-
-    @property
     def num_kv_tokens(self) -> int:
         """Most tokens whose KV will ever be written: the last generated one is never computed."""
         return max(self.num_prompt_tokens, self.max_num_tokens - 1)
 
     @property
     def is_decoding(self) -> bool:
-        """Whether its next step computes the token it generated last."""
-        return self.num_generated_tokens > 0
+        """Whether its next step computes the token it generated last, and nothing else."""
+        return self.num_generated_tokens > 0 and self.num_remaining_tokens == 1
 
     def finish_reason(self, eos_token_ids: Container[int]) -> FinishReason | None:
         """Why it ends with its newest token, if it does. Asked after each generated token."""

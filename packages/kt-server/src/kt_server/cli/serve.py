@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from aiohttp import web
 
-from kt_runtime.config import EngineConfig
+from kt_runtime.config import EngineConfig, SchedulePolicy
 from kt_runtime.core import EngineStats
 from kt_server import __version__
 from kt_server.app import create_app
@@ -47,6 +47,21 @@ def serve(
     kv_page_size: Annotated[int, typer.Option(help="Tokens per KV page.")] = 16,
     max_batch_tokens: Annotated[int, typer.Option(help="Most tokens computed in one step.")] = 512,
     max_num_seqs: Annotated[int, typer.Option(help="Most requests running at once.")] = 32,
+    max_itl_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Most milliseconds between two tokens of an answer while others' prompts are "
+            "computed; prompts then come in smaller chunks (default: 100, or twice an idle decode)."
+        ),
+    ] = None,
+    schedule_policy: Annotated[
+        SchedulePolicy,
+        typer.Option(help="Serve in order of arrival, or lower priority fields first."),
+    ] = "fcfs",
+    max_waiting: Annotated[int, typer.Option(help="Most requests waiting; more get 503.")] = 1024,
+    max_waiting_tokens: Annotated[
+        int | None, typer.Option(help="Most prompt tokens waiting; more get 503.")
+    ] = None,
     num_threads: NumThreadsOption = None,
     debug_numerics: Annotated[
         bool, typer.Option("--debug-numerics", help="Name the layer where NaN appears; slow.")
@@ -62,6 +77,10 @@ def serve(
         page_size=kv_page_size,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
+        max_itl_ms=max_itl_ms,
+        schedule_policy=schedule_policy,
+        max_waiting=max_waiting,
+        max_waiting_tokens=max_waiting_tokens,
         debug_numerics=debug_numerics,
     )
     check_address(host, port)
@@ -184,6 +203,7 @@ def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
         "weight format": weight_format_line(stats),
         "context length": f"{engine.max_model_len} tokens",
         "KV cache": pages,
+        "step limit": f"{stats.max_itl_s * 1e3:.0f} ms while anything decodes",
         "chat template": template,
     }
     for label, value in rows.items():

@@ -57,9 +57,7 @@ async def create_chat_completion(http_request: web.Request) -> web.StreamRespons
     # In a thread: rendering and tokenizing a long conversation would hold up everyone's tokens.
     prompt_token_ids = await asyncio.to_thread(_prompt_token_ids, served, request)
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
-    job = engine_request(
-        served, completion_id, prompt_token_ids, sampling, request.cache_salt, "messages"
-    )
+    job = engine_request(served, completion_id, prompt_token_ids, sampling, request, "messages")
     detokenizer = Detokenizer(
         served.tokenizer,
         sampling.stop,

@@ -49,12 +49,7 @@ async def create_completion(http_request: web.Request) -> web.StreamResponse:
     completion_id = f"cmpl-{uuid.uuid4().hex}"
     jobs = [
         engine_request(
-            served,
-            f"{completion_id}-{i}",
-            prompt.token_ids,
-            sampling,
-            request.cache_salt,
-            "prompt",
+            served, f"{completion_id}-{i}", prompt.token_ids, sampling, request, "prompt"
         )
         for i, prompt in enumerate(prompts)
     ]

@@ -32,7 +32,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "use_beam_search": (False,),
     "truncate_prompt_tokens": (),
-    "priority": (0,),
     "tools": ([],),
     "functions": ([],),
     "modalities": (["text"],),
@@ -144,18 +143,26 @@ def engine_request(
     request_id: str,
     prompt_token_ids: Sequence[int],
     sampling: SamplingParams,
-    tenant: str | None,
+    body: GenerationRequest,
     param: str,
 ) -> Request:
     """One request that the engine will take unless it is full.
 
     Args:
+        body: what it came from; tenant and priority are taken from it.
         param: the field that the prompt came in, for errors.
 
     Raises:
-        ApiError: 400, the prompt is empty, too long, or holds unknown ids.
+        ApiError: 400, the prompt is empty, too long, or holds unknown ids; or a field has a value
+            that the engine does not take.
     """
-    request = Request(request_id, tuple(prompt_token_ids), sampling, tenant=tenant)
+    request = Request(
+        request_id,
+        tuple(prompt_token_ids),
+        sampling,
+        tenant=body.cache_salt,
+        priority=body.priority or 0,
+    )
     try:
         served.engine.validate(request)
     except ContextLengthError as error:

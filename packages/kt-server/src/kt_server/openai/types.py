@@ -51,6 +51,7 @@ class GenerationRequest(Struct, kw_only=True):
     cache_salt: str | None = None  # prefixes are shared only among requests of one salt
     repetition_penalty: float | None = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    priority: int | None = None  # lower is served first; refused under first come, first served
     # Known and unsupported: see requests.UNSUPPORTED for the values that change nothing.
     n: Any = None
     best_of: Any = None
@@ -66,7 +67,6 @@ class GenerationRequest(Struct, kw_only=True):
     guided_grammar: Any = None
     use_beam_search: Any = None
     truncate_prompt_tokens: Any = None
-    priority: Any = None
 
 
 class ContentPart(Struct, kw_only=True):

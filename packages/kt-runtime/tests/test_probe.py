@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probe at start-up: what it measures, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kt_runtime.config import EngineConfig
+from kt_runtime.engine import Engine
+from kt_runtime.exec.probe import probe
+from kt_runtime.exec.runner import Runner
+from kt_runtime.scheduler import StepWork
+
+from .fake_model import FakeCausalLM, fake_engine
+from .tiny_models import tiny_checkpoint
+
+
+class CountingRunner:
+    """Stands for a Runner on a clock of its own."""
+
+    def __init__(self, row_s: float, step_s: float) -> None:
+        self.steps, self.graph_steps = 7, 3
+        self.now = 0.0
+        self.batches: list = []
+        self._row_s, self._step_s = row_s, step_s
+
+    def run(self, batch) -> None:
+        self.steps += 1
+        self.graph_steps += 1
+        self.batches.append(batch)
+        first = not any(b is batch for b in self.batches[:-1])
+        self.now += self._step_s + self._row_s * len(batch.input_ids) + (10.0 if first else 0.0)
+
+
+def probed(runner: CountingRunner, max_model_len: int = 8192, **settings):
+    config = EngineConfig(num_pages=1000, **settings)
+    return probe(runner, FakeCausalLM.shape, config, max_model_len, lambda: runner.now)
+
+
+def test_decodes_then_chunks_of_growing_size_then_a_late_one():
+    runner = CountingRunner(row_s=1e-4, step_s=1e-3)
+    seconds = dict(probed(runner))
+    sizes = [StepWork(1, 0, 1), StepWork(4, 0, 4)]
+    sizes += [StepWork().with_chunk(0, n) for n in (16, 64, 256, 512)]
+    assert list(seconds) == [*sizes, StepWork().with_chunk(4096 - 256, 256)]
+    for work, took in seconds.items():  # the first run of each is not counted
+        assert took == pytest.approx(1e-3 + 1e-4 * work.num_rows)
+    assert (runner.steps, runner.graph_steps) == (7, 3)
+
+
+def test_a_slow_machine_measures_fewer_chunks():
+    works = [work for work, _ in probed(CountingRunner(row_s=0.01, step_s=0.0))]
+    assert [w.num_prefill_tokens for w in works] == [0, 0, 16, 64, 16]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"max_model_len": 100}, [0, 0, 16, 64, 100, 64]),
+        ({"max_model_len": 9}, [0, 0, 9]),
+        ({"max_num_seqs": 3, "max_batch_tokens": 40}, [0, 16, 40, 16]),
+    ],
+)
+def test_probes_fit_the_settings(settings, sizes):
+    limit = settings.pop("max_model_len", 8192)
+    runner = CountingRunner(row_s=1e-6, step_s=1e-6)
+    assert [w.num_prefill_tokens for w, _ in probed(runner, limit, **settings)] == sizes
+    for batch in runner.batches:
+        assert int(batch.positions.max()) < limit
+        assert int(batch.seq_lens.max()) <= limit
+        assert set(batch.slot_mapping.tolist()) == {-1}
+        assert len(set(batch.input_ids.tolist())) == min(len(batch.input_ids), 89)
+
+
+def test_a_fake_model_takes_the_batches():
+    engine = fake_engine()
+    parts = engine._parts
+    works = probe(parts.runner, parts.shape, engine.config, engine.max_model_len)
+    assert [work.num_rows for work, _ in works] == [1, 4, 4, 16, 32, 16]
+    assert engine.stats().steps == engine.stats().graph_steps == 0
+
+
+@pytest.mark.parametrize("backend", ["kt", "torch"])
+def test_nothing_of_the_probe_stays(monkeypatch, backend):
+    runners: list[Runner] = []
+    original = Runner.run
+
+    def run(self, batch):
+        runners.append(self)
+        logits = original(self, batch)
+        assert bool(torch.isfinite(logits).all())
+        return logits
+
+    monkeypatch.setattr(Runner, "run", run)
+    config = EngineConfig(num_pages=40, num_threads=1, backend=backend)
+    with Engine.from_pretrained(tiny_checkpoint("qwen3_moe")[1], config) as engine:
+        stats = engine.stats()
+    assert len(runners) >= 10
+    for layer in runners[0]._kv:
+        assert not layer.k.any()
+        assert not layer.v.any()
+    assert (stats.steps, stats.graph_steps, stats.pages_free) == (0, 0, 40)
+    assert not any(stats.op_counts.values())
+    assert stats.max_itl_s >= 0.1
