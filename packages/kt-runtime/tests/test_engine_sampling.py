@@ -122,7 +122,7 @@ def test_mates_with_other_settings_change_no_bit():
             if e.request_id == request_id
         ]
 
-    crowd = fake_engine(max_batch_tokens=8)
+    crowd = fake_engine(max_batch_tokens=11)
     for i in range(len(settings)):
         crowd.add(request(i))
     events = drain(crowd)
