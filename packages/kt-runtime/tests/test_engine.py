@@ -423,6 +423,26 @@ def test_a_preempted_logits_request_computes_every_row():
     np.testing.assert_array_equal(engine.take_logits("logits"), history_rows(ids))
 
 
+def test_a_preempted_request_reports_its_prompt_and_penalties_once():
+    sampling = {"prompt_logprobs": 1, "logprobs": 2, "frequency_penalty": 1.5, "temperature": 1.0}
+    requests = [
+        greedy_request(f"{i}", [i] * 9, 12, sampling=sampling | {"seed": i}) for i in range(2)
+    ]
+    engine, roomy = fake_engine(num_pages=7, max_num_seqs=2), fake_engine()
+    for request in requests:
+        engine.add(request)
+        roomy.add(request)
+    events, expected = drain(engine), drain(roomy)
+    assert engine.stats().preemptions > roomy.stats().preemptions == 0
+    for request in requests:
+        news = [
+            [(e.token_id, e.logprobs, e.prompt_logprobs) for e in each if e.request_id == who]
+            for each in (events, expected)
+            for who in [request.request_id]
+        ]
+        assert news[0] == news[1]
+
+
 def test_a_preempted_request_can_be_aborted():
     engine = fake_engine(num_pages=6)
     for request_id in ("old", "new"):
