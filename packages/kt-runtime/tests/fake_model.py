@@ -37,6 +37,11 @@ def history_logits(token_ids: Sequence[int]) -> np.ndarray:
     return _logits(state)
 
 
+def history_rows(token_ids: Sequence[int]) -> np.ndarray:
+    """history_logits after each of them."""
+    return np.stack([history_logits(token_ids[: i + 1]) for i in range(len(token_ids))])
+
+
 @lru_cache(maxsize=4096)
 def _logits(state: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=state)).random(VOCAB_SIZE, np.float32) * 8
