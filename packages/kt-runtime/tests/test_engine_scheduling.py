@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scheduler's choices mean for requests: preemption, priorities, time, faults and queue."""
+"""What the scheduler's choices mean for requests: preemption, priority, time, faults, queues."""
 
 from __future__ import annotations
 
