@@ -95,16 +95,19 @@ class CpuGraphRunner:
         return recorded.logits[:num_rows]
 
     def _fill(self, batch: Batch, num_rows: int) -> None:
+        # Through numpy, whose assignments take a tenth of the time of torch's.
         buffers = self._buffers
-        self._num_rows[0] = num_rows
-        buffers.input_ids[:num_rows] = batch.input_ids
-        buffers.positions[:num_rows] = batch.positions
-        buffers.slot_mapping[:num_rows] = batch.slot_mapping
-        buffers.slot_mapping[num_rows:] = -1
-        buffers.seq_lens[:num_rows] = batch.seq_lens
-        buffers.seq_lens[num_rows:] = 1
+        slot_mapping, seq_lens = buffers.slot_mapping.numpy(), buffers.seq_lens.numpy()
+        self._num_rows.numpy()[0] = num_rows
+        buffers.input_ids.numpy()[:num_rows] = batch.input_ids.numpy()
+        buffers.positions.numpy()[:num_rows] = batch.positions.numpy()
+        slot_mapping[:num_rows] = batch.slot_mapping.numpy()
+        slot_mapping[num_rows:] = -1
+        seq_lens[:num_rows] = batch.seq_lens.numpy()
+        seq_lens[num_rows:] = 1
         # Entries past a sequence's own pages may be stale: seq_lens keeps them from being read.
-        buffers.block_table[:num_rows, : batch.block_table.shape[1]] = batch.block_table
+        pages = batch.block_table.numpy()
+        buffers.block_table.numpy()[:num_rows, : pages.shape[1]] = pages
 
     def _record(self, bucket: int) -> _Recorded:
         graph, ops = self._new_graph(self._num_rows)
