@@ -101,6 +101,26 @@ def test_completions_of_several_prompts(client: openai.OpenAI, model_path) -> No
     assert [choice.text for choice in by_ids.choices] == answers
 
 
+def test_echo_scores_an_answer_as_generating_it_did(client: openai.OpenAI, model_path) -> None:
+    """A chunk of prompt and single decode steps give the same bits."""
+    prompt = Tokenizer.from_dir(model_path).encode("The capital of France is")
+    create = client.completions.create
+    said = create(model=MODEL, prompt=prompt, temperature=0, max_tokens=5, logprobs=2).choices[0]
+    assert said.logprobs is not None
+    ids = [*prompt, *Tokenizer.from_dir(model_path).encode(said.text)]
+    echo = create(model=MODEL, prompt=ids, echo=True, max_tokens=0, logprobs=2).choices[0]
+    assert echo.logprobs is not None
+    assert echo.text == "The capital of France is" + said.text
+    assert echo.logprobs.tokens is not None
+    assert echo.logprobs.tokens[len(prompt) :] == said.logprobs.tokens
+    assert echo.logprobs.token_logprobs[len(prompt) :] == said.logprobs.token_logprobs
+    assert echo.logprobs.top_logprobs[len(prompt) :] == said.logprobs.top_logprobs
+    assert all(
+        max(top.values()) == own
+        for top, own in zip(said.logprobs.top_logprobs, said.logprobs.token_logprobs, strict=True)
+    )
+
+
 def test_stop_strings_and_seeds(client: openai.OpenAI) -> None:
     create = client.chat.completions.create
     stopped = create(model=MODEL, messages=QUESTION, temperature=0, stop=[" of Fr"])

@@ -355,6 +355,26 @@ def test_a_closed_engine_takes_nothing_and_holds_nothing():
         engine.add(greedy_request("b", [1]))
 
 
+def test_time_is_counted_by_what_a_step_holds():
+    engine = fake_engine()
+    engine.add(greedy_request("a", [1, 2, 3], 4))
+    engine.step()
+    stats = engine.stats()
+    assert stats.phase_steps == {"prefill": 1, "decode": 0}
+    assert stats.step_seconds["decode"] == stats.forward_seconds["decode"] == 0
+    engine.step()
+    engine.add(greedy_request("b", [5], 2))
+    drain(engine)
+    stats = engine.stats()
+    assert stats.phase_steps == {"prefill": 2, "decode": 2}
+    for phase in ("prefill", "decode"):
+        assert 0 < stats.forward_seconds[phase] < stats.step_seconds[phase]
+    steps = sum(stats.phase_steps.values())
+    drain(engine)
+    engine.step()  # without work
+    assert sum(engine.stats().phase_steps.values()) == steps
+
+
 def test_stats_count_what_happened():
     engine = fake_engine()
     engine.add(greedy_request("a", [1, 2, 3], 4))

@@ -34,6 +34,10 @@ async def test_metrics_count_what_happened(client: TestClient, engine: FakeEngin
     assert metrics["kt_http_requests_total", (CHAT, "400")] == 1
     assert metrics["kt_http_requests_total", ("unknown", "404")] == 1
     assert metrics["kt_generation_tokens_total", ()] == 14
+    assert metrics["kt_engine_phase_steps_total", ("decode",)] == 14
+    assert metrics["kt_engine_step_seconds_total", ("decode",)] == 7.0
+    assert metrics["kt_engine_forward_seconds_total", ("decode",)] == 5.25
+    assert metrics["kt_engine_forward_seconds_total", ("prefill",)] == 0.0
     assert metrics["kt_prompt_tokens_cached_total", ()] == 4
     assert metrics["kt_time_to_first_token_seconds_count", ()] == 2
     assert metrics["kt_inter_token_latency_seconds_count", ()] == 12

@@ -233,6 +233,9 @@ class EngineStats:
         num_pages, pages_free, pages_cached, pages_used: KV pages in all; holding nothing; holding
             reusable prefixes that no request uses (evictable); held by running requests.
         steps, graph_steps: forward passes in all; those replayed from a recorded graph.
+        phase_steps, step_seconds, forward_seconds: steps, the seconds in them, and those in which
+            the model ran, by phase: "prefill" steps hold prompt tokens, "decode" steps none. What
+            forward does not account for is scheduling, sampling and Python.
         prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
         preemptions: how often a running request gave its pages to an older one and went back to
             its place in the line.
@@ -255,6 +258,9 @@ class EngineStats:
     pages_used: int
     steps: int
     graph_steps: int
+    phase_steps: Mapping[str, int]
+    step_seconds: Mapping[str, float]
+    forward_seconds: Mapping[str, float]
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int

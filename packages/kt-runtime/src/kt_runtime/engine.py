@@ -115,6 +115,9 @@ class Engine:
         self._counts: Counter[str] = Counter()
         self._chunks: Counter[int] = Counter()
         self._finished: Counter[str] = Counter()
+        self._phase_steps: Counter[str] = Counter()
+        self._step_seconds = dict.fromkeys(("prefill", "decode"), 0.0)
+        self._forward_seconds = dict(self._step_seconds)
         # Held while stepping; for its whole life by the loop's thread once `generate` is used.
         self.stepping = threading.RLock()
         # Guards what other threads reach: the live requests and the inbox of the next step.
@@ -215,6 +218,7 @@ class Engine:
         if not self.stepping.acquire(blocking=False):
             raise RuntimeError("[engine.step] one thread at a time may step; another one does")
         try:
+            began, forward_before = time.perf_counter(), self._parts.runner.seconds
             started = self._clock()
             events = self._take_inbox()
             step = self._scheduler.schedule()
@@ -226,6 +230,10 @@ class Engine:
                 events.append(self._finish(sequence, "error", error=_describe(error)))
             if step.shares:
                 events += self._compute(step, started)
+                phase = "prefill" if step.work.num_prefill_tokens else "decode"
+                self._phase_steps[phase] += 1
+                self._forward_seconds[phase] += self._parts.runner.seconds - forward_before
+                self._step_seconds[phase] += time.perf_counter() - began
             return events
         finally:
             self.stepping.release()
@@ -275,6 +283,9 @@ class Engine:
             pages_used=pages.used,
             steps=runner.steps,
             graph_steps=runner.graph_steps,
+            phase_steps={phase: self._phase_steps[phase] for phase in self._step_seconds},
+            step_seconds=dict(self._step_seconds),
+            forward_seconds=dict(self._forward_seconds),
             prompt_tokens=self._counts["prompt"],
             cached_tokens=self._counts["cached"],
             generated_tokens=self._counts["generated"],

@@ -127,6 +127,19 @@ class _EngineCollector:
         for name, (text, count) in counters.items():
             yield CounterMetricFamily(name, text, value=count)
         yield _chunk_sizes(stats)
+        by_phase = {
+            "kt_engine_phase_steps": ("Engine steps by what they held", stats.phase_steps),
+            "kt_engine_step_seconds": ("Seconds in engine steps", stats.step_seconds),
+            "kt_engine_forward_seconds": (
+                "Seconds of engine steps in which the model ran",
+                stats.forward_seconds,
+            ),
+        }
+        for name, (text, values) in by_phase.items():
+            family = CounterMetricFamily(name, text, labels=["phase"])
+            for phase, value in values.items():
+                family.add_metric([phase], value)
+            yield family
         pages = GaugeMetricFamily("kt_kv_pages", "KV pages by what they hold", labels=["state"])
         pages.add_metric(["free"], stats.pages_free)
         pages.add_metric(["cached"], stats.pages_cached)

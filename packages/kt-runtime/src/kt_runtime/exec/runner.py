@@ -4,6 +4,7 @@ sampling."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,7 @@ class Runner:
     Attributes:
         steps: forward passes so far.
         graph_steps: those of them that a graph replayed.
+        seconds: spent in them.
     """
 
     def __init__(
@@ -42,12 +44,20 @@ class Runner:
         self._check = check
         self.steps = 0
         self.graph_steps = 0
+        self.seconds = 0.0
 
     def run(self, batch: Batch) -> Tensor:
         """→ logits (R, vocab_size) float32 of batch.logits_rows; valid until the next run.
 
         KV of all rows is written to batch.slot_mapping.
         """
+        started = time.perf_counter()
+        try:
+            return self._run(batch)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def _run(self, batch: Batch) -> Tensor:
         self.steps += 1
         num_rows, num_seqs = len(batch.input_ids), len(batch.seq_lens)
         graphs = self._graphs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `kt` command: serve, chat, doctor. Parses and prints; the work is done elsewhere."""
+"""The `kt` command: serve, chat, bench, doctor. Parses and prints; the work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kt_server import __version__
+from kt_server.cli.bench import bench as bench_command
 from kt_server.cli.chat import chat as chat_command
 from kt_server.cli.doctor import doctor as doctor_command
 from kt_server.cli.serve import serve as serve_command
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve_command)
 app.command("chat")(chat_command)
+app.command("bench")(bench_command)
 app.command("doctor")(doctor_command)
 
 

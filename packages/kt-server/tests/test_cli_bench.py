@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kt bench` as a command, against a fake engine behind a real server in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from kt_server.app import create_app
+from kt_server.bench.local_server import local_server
+from kt_server.cli import app
+from kt_server.cli.bench import parse_concurrency
+
+from .conftest import MODEL
+from .fake_engine import TEMPLATE, TOKENIZER, FakeEngine
+
+SMALL = ["--input-tokens", "20", "--output-tokens", "4", "--requests", "2"]
+
+
+@pytest.fixture
+def url(engine: FakeEngine) -> Iterator[str]:
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(create_app(engine, TOKENIZER, TEMPLATE, MODEL))
+    loop.run_until_complete(runner.setup())
+    loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def test_table_json_and_plot(url: str, tmp_path: Path) -> None:
+    files = ["--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
+    result = run("concurrency", "--url", f"{url}/v1/", "--concurrency", "1,2", *SMALL, *files)
+    assert result.exit_code == 0, result.output
+    rows = [line.split("│") for line in result.output.splitlines() if "│ concurrency" in line]
+    assert [[cell.strip() for cell in row[2:5]] for row in rows] == [
+        ["1", "2", "0"],
+        ["2"] * 2 + ["0"],
+    ]
+    assert "25.0 % outside the model" in result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["mode"], report["target"]["model"]) == ("concurrency", MODEL)
+    assert report["settings"]["input_tokens"] == 20
+    assert [r["concurrency"] for r in report["results"]] == [1, 2]
+    assert len(report["results"][0]["requests"]) == 2
+    assert len(report["results"][0]["requests"][0]["arrivals"]) == 4
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failed_requests_are_shown_and_the_status_says_so(url: str, engine: FakeEngine) -> None:
+    asked = []
+
+    def answer(request: Any) -> str:
+        asked.append(request)
+        engine.fail_at = 2 if len(asked) > 3 else None  # calibration and warm-up pass
+        return "Paris."
+
+    engine.answer = answer
+    result = run("latency", "--url", url, "--model", MODEL, *SMALL)
+    assert result.exit_code == 1
+    assert "failed 2 times (latency, 1 streams): error event" in result.output
+    assert "kernel fell over" in result.output
+
+
+def test_a_missing_matplotlib_is_told_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, url: str, engine: FakeEngine
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **named: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    result = run("latency", "--url", url, "--plot", "x.png", *SMALL)
+    assert "install kt-server[bench]" in str(result.exception)
+    assert engine.requests == []
+
+
+def test_either_a_model_or_a_url() -> None:
+    for arguments in (["latency"], ["latency", "model", "--url", "http://x"]):
+        assert "either MODEL or --url" in str(run(*arguments).exception)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "0", "1.5"])
+def test_bad_concurrency_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\[bench\] concurrency must be numbers like 1,2,4; got"):
+        parse_concurrency(text)
+    assert parse_concurrency("1,2, 16") == (1, 2, 16)
+
+
+def test_a_model_that_does_not_load_is_told_in_the_server_s_words() -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)ended with 1:.*no-such-model"),
+        local_server("no-such-model", []),
+    ):
+        pass
+
+
+def test_a_url_without_models_needs_a_name() -> None:
+    result = run("latency", "--url", "http://127.0.0.1:9", *SMALL)
+    assert "must list a model, or --model name one" in str(result.exception)
