@@ -23,22 +23,20 @@ from numpy.typing import NDArray
 from kt_runtime.assembly import EngineParts, assemble
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import (
-    ContextLengthError,
     EngineClosedError,
     EngineStats,
     FinishReason,
-    InvalidFieldError,
     QueueFullError,
     Request,
     TokenEvent,
     TokenLogprobs,
-    is_whole,
 )
 from kt_runtime.exec.batch import build_batch, num_logits_rows
 from kt_runtime.exec.logprobs import PromptLogprobs, token_logprobs
 from kt_runtime.exec.probe import probe
 from kt_runtime.exec.sampler import NonFiniteLogitsError, TokenSampler
 from kt_runtime.loop import EngineLoop
+from kt_runtime.request_checks import check_request
 from kt_runtime.scheduler import (
     ScheduledSequence,
     Scheduler,
@@ -339,35 +337,12 @@ class Engine:
             ContextLengthError, ValueError: as `add`.
         """
 
-        def check(ok: bool, rule: str, got: object) -> None:
-            if not ok:
-                raise ValueError(f"[engine.add] {rule}; got {got!r}")
-
-        ids = request.prompt_token_ids
-        check(len(ids) > 0, "prompt_token_ids must hold at least one id", ids)
-        # Not one check per id: prompts are long, and all of one type.
-        others = set(map(type, ids)) - {int}
-        names = ", ".join(kind.__name__ for kind in others)
-        check(not others, "prompt_token_ids must be of type int", names)
-        low, high = min(ids), max(ids)
-        vocab_size = self.shape.vocab_size
-        rule = f"prompt_token_ids must lie in [0, {vocab_size})"
-        check(low >= 0 and high < vocab_size, rule, low if low < 0 else high)
-        chunk_size = request.chunk_size
-        chunk_ok = chunk_size is None or (is_whole(chunk_size) and chunk_size >= 1)
-        check(chunk_ok, "chunk_size must be a whole number of at least 1", chunk_size)
-        biased = max(request.sampling.logit_bias, default=0)
-        if biased >= vocab_size:
-            rule = f"ids must lie in [0, {vocab_size})"
-            raise InvalidFieldError("engine.add", "logit_bias", rule, biased)
-        check(is_whole(request.priority), "priority must be a whole number", request.priority)
-        if request.priority != 0 and self.config.schedule_policy != "priority":
-            rule = "must be 0 unless schedule_policy is 'priority'"
-            raise InvalidFieldError("engine.add", "priority", rule, request.priority)
-        num_tokens = len(ids) + int(request.generates)
-        if num_tokens > self.max_model_len:
-            what = "the prompt and one token of output" if request.generates else "the prompt"
-            raise ContextLengthError(num_tokens, self.max_model_len, what)
+        check_request(
+            request,
+            vocab_size=self.shape.vocab_size,
+            max_model_len=self.max_model_len,
+            takes_priority=self.config.schedule_policy == "priority",
+        )
 
     def _take_inbox(self) -> list[TokenEvent]:
         """Move arrivals to the scheduler, end what was aborted. Returns the abort events."""

@@ -87,7 +87,8 @@ class StepTimeModel:
         """How long such a step will take at most, 19 times of 20."""
         if self._num_unsolved:
             self._solve(_ROUNDS)
-        return self._margin * sum(map(mul, self._terms, self._features(work)))
+        seconds: float = sum(map(mul, self._terms, self._features(work)))
+        return self._margin * seconds
 
     def observe(self, work: StepWork, seconds: float) -> None:
         """Such a step took that long."""
