@@ -49,12 +49,14 @@ def test_table_json_and_plot(url: str, tmp_path: Path) -> None:
     files = ["--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
     result = run("concurrency", "--url", f"{url}/v1/", "--concurrency", "1,2", *SMALL, *files)
     assert result.exit_code == 0, result.output
-    rows = [line.split("│") for line in result.output.splitlines() if "│ concurrency" in line]
-    assert [[cell.strip() for cell in row[2:5]] for row in rows] == [
-        ["1", "2", "0"],
-        ["2"] * 2 + ["0"],
-    ]
-    assert "25.0 % outside the model" in result.output
+    lines = [line.strip("│").split("│") for line in result.output.splitlines() if "│" in line]
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+    assert rows["requests"] == ["2", "2"]
+    assert rows["failed"] == ["0", "0"]
+    assert rows["output tokens each"] == ["4", "4"]
+    assert rows["outside the model"] == ["25.0 %", "25.0 %"]
+    assert "1 stream " in result.output
+    assert "2 streams" in result.output
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["mode"], report["target"]["model"]) == ("concurrency", MODEL)
     assert report["settings"]["input_tokens"] == 20
@@ -75,7 +77,7 @@ def test_failed_requests_are_shown_and_the_status_says_so(url: str, engine: Fake
     engine.answer = answer
     result = run("latency", "--url", url, "--model", MODEL, *SMALL)
     assert result.exit_code == 1
-    assert "failed 2 times (latency, 1 streams): error event" in result.output
+    assert "failed 2 times (latency, 1): error event" in result.output
     assert "kernel fell over" in result.output
 
 

@@ -25,6 +25,7 @@ from kt_server.bench.plot import check_plotting, plot_results
 from kt_server.bench.summary import Goal
 from kt_server.bench.table import print_results
 
+_FILE_WIDTH = 200
 _MAX_EVENT_BYTES = 1 << 20  # of one line of a stream; some servers put whole prompts into events
 
 
@@ -99,7 +100,7 @@ def bench(
         )
     console = Console()
     # Without a terminal there is no width to fit into.
-    print_results(results, console if console.is_terminal else Console(width=200))
+    print_results(results, console if console.is_terminal else Console(width=_FILE_WIDTH))
     if json_file is not None:
         target = {"url": url, "model": name, "endpoint": endpoint, "about": list(running.lines)}
         json_file.write_bytes(_as_json(mode, target, settings, results))
