@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -355,24 +357,42 @@ def test_a_closed_engine_takes_nothing_and_holds_nothing():
         engine.add(greedy_request("b", [1]))
 
 
-def test_time_is_counted_by_what_a_step_holds():
+def test_time_is_counted_by_what_a_step_holds(monkeypatch):
+    now = itertools.count()  # each look at the clock takes a second
+    skipped = [0]
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now) + skipped[0]))
     engine = fake_engine()
+
+    def seconds() -> tuple[dict, dict]:
+        stats = engine.stats()
+        return dict(stats.step_seconds), dict(stats.forward_seconds)
+
     engine.add(greedy_request("a", [1, 2, 3], 4))
     engine.step()
-    stats = engine.stats()
-    assert stats.phase_steps == {"prefill": 1, "decode": 0}
-    assert stats.step_seconds["decode"] == stats.forward_seconds["decode"] == 0
+    assert engine.stats().phase_steps == {"prefill": 1, "decode": 0}
+    (step, forward) = seconds()
+    assert forward == {"prefill": 1, "decode": 0}
+    assert step["prefill"] > 1
+    assert step["decode"] == 0
     engine.step()
     engine.add(greedy_request("b", [5], 2))
     drain(engine)
-    stats = engine.stats()
-    assert stats.phase_steps == {"prefill": 2, "decode": 2}
-    for phase in ("prefill", "decode"):
-        assert 0 < stats.forward_seconds[phase] < stats.step_seconds[phase]
-    steps = sum(stats.phase_steps.values())
+    assert engine.stats().phase_steps == {"prefill": 2, "decode": 2}
+    assert seconds()[1] == {"prefill": 2, "decode": 2}
+
+    skipped[0] = 1000  # idle: no step's time
+    engine.add(greedy_request("c", [5], 20))
+    engine.step()
+    assert sum(seconds()[0].values()) < 1000
+    skipped[0] = 2000  # between two steps of a request
+    engine.step()
+    assert 1000 < seconds()[0]["decode"] < 2000
+    engine.abort("c")
+    engine.step()
+    skipped[0] = 3000  # idle again
+    engine.add(greedy_request("d", [5], 1))
     drain(engine)
-    engine.step()  # without work
-    assert sum(engine.stats().phase_steps.values()) == steps
+    assert sum(seconds()[0].values()) < 2000
 
 
 def test_stats_count_what_happened():

@@ -234,8 +234,9 @@ class EngineStats:
             reusable prefixes that no request uses (evictable); held by running requests.
         steps, graph_steps: forward passes in all; those replayed from a recorded graph.
         phase_steps, step_seconds, forward_seconds: steps, the seconds in them, and those in which
-            the model ran, by phase: "prefill" steps hold prompt tokens, "decode" steps none. What
-            forward does not account for is scheduling, sampling and Python.
+            the model ran, by phase: "prefill" steps hold prompt tokens, "decode" steps none. A step
+            begins where the one before it ended, unless nothing ran in between: what forward does
+            not account for is scheduling, sampling, handing out tokens and Python.
         prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
         preemptions: how often a running request gave its pages to an older one and went back to
             its place in the line.

@@ -114,6 +114,7 @@ class Engine:
         self._chunks: Counter[int] = Counter()
         self._finished: Counter[str] = Counter()
         self._phase_steps: Counter[str] = Counter()
+        self._last_end: float | None = None  # of the last step, if any request goes on
         self._step_seconds = dict.fromkeys(("prefill", "decode"), 0.0)
         self._forward_seconds = dict(self._step_seconds)
         # Held while stepping; for its whole life by the loop's thread once `generate` is used.
@@ -216,7 +217,9 @@ class Engine:
         if not self.stepping.acquire(blocking=False):
             raise RuntimeError("[engine.step] one thread at a time may step; another one does")
         try:
-            began, forward_before = time.perf_counter(), self._parts.runner.seconds
+            # What happens between two steps of running requests belongs to the second.
+            began = self._last_end or time.perf_counter()
+            forward_before, self._last_end = self._parts.runner.seconds, None
             started = self._clock()
             events = self._take_inbox()
             step = self._scheduler.schedule()
@@ -231,7 +234,9 @@ class Engine:
                 phase = "prefill" if step.work.num_prefill_tokens else "decode"
                 self._phase_steps[phase] += 1
                 self._forward_seconds[phase] += self._parts.runner.seconds - forward_before
-                self._step_seconds[phase] += time.perf_counter() - began
+                now = time.perf_counter()
+                self._step_seconds[phase] += now - began
+                self._last_end = now if self._live else None
             return events
         finally:
             self.stepping.release()
