@@ -27,9 +27,21 @@ SMALL = ["--input-tokens", "20", "--output-tokens", "4", "--requests", "2"]
 
 
 @pytest.fixture
-def url(engine: FakeEngine) -> Iterator[str]:
+def keys() -> list[str | None]:
+    """What each request to the server had to show."""
+    return []
+
+
+@pytest.fixture
+def url(engine: FakeEngine, keys: list[str | None]) -> Iterator[str]:
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(create_app(engine, TOKENIZER, TEMPLATE, MODEL))
+    app = create_app(engine, TOKENIZER, TEMPLATE, MODEL)
+
+    async def note(request: web.Request, response: web.StreamResponse) -> None:
+        keys.append(request.headers.get("Authorization"))
+
+    app.on_response_prepare.append(note)
+    runner = web.AppRunner(app)
     loop.run_until_complete(runner.setup())
     loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", 0).start())
     thread = threading.Thread(target=loop.run_forever)
@@ -64,6 +76,16 @@ def test_table_json_and_plot(url: str, tmp_path: Path) -> None:
     assert len(report["results"][0]["requests"]) == 2
     assert len(report["results"][0]["requests"][0]["arrivals"]) == 4
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("key", [None, "secret"])
+def test_every_request_shows_the_key(url: str, keys: list[str | None], key: str | None) -> None:
+    options = [] if key is None else ["--api-key", key]
+    result = run("prefix", "--url", url, "--endpoint", "chat", *SMALL, *options)
+    assert result.exit_code == 0, result.output
+    assert "prefix warm" in result.output
+    assert set(keys) == {None if key is None else f"Bearer {key}"}
+    assert len(keys) >= 5  # the model's name, calibration, warm-up, two requests
 
 
 def test_failed_requests_are_shown_and_the_status_says_so(url: str, engine: FakeEngine) -> None:
