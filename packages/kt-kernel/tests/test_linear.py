@@ -276,3 +276,34 @@ def test_bad_calls_are_refused_and_write_nothing(x, out, pool):
     with pytest.raises(ValueError, match=r"^\[linear\] .*; got "):
         Stream(pool).linear(x, Linear.pack(ONES, format="float32"), out)
     assert np.array_equal(out, before)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 33])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_several_weights_are_one_after_the_other(target, num_tokens, accumulate, pool, rng):
+    """Formats that share their activations and formats that do not, of uneven widths."""
+    x = rng.standard_normal((num_tokens, 256), np.float32)
+    widths = {"int4": 40, "q6_k": 24, "float32": 9, "bf16": 131, "int8": 1}
+    linears = [make(format, (n, 256), rng)[0] for format, n in widths.items()]
+    before = [rng.standard_normal((num_tokens, n), np.float32) for n in widths.values()]
+    together = [out.copy() for out in before]
+    Stream(pool).linear(x, linears, together, accumulate=accumulate)
+    for linear, start, out in zip(linears, before, together, strict=True):
+        assert np.array_equal(run(x, linear, pool, start.copy(), accumulate=accumulate), out)
+
+
+def test_several_weights_must_fit_together(pool):
+    x = np.zeros((2, 64), np.float32)
+    wide = Linear.pack(np.zeros((8, 64), np.float32), format="float32")
+    other = Linear.pack(np.zeros((8, 32), np.float32), format="float32")
+    outs = np.zeros((2, 2, 8), np.float32)
+    stream = Stream(pool)
+    for linears, out, rule in (
+        ([], [], r"as many, at least one; got 0 and 0"),
+        ([wide, wide], [outs[0]], r"as many, at least one; got 2 and 1"),
+        ([wide, other], list(outs), r"in_features 64 as x; got 32"),
+        ([wide, wide], [outs[0], outs[0]], r"out must not overlap out"),
+        ([wide], [x[:, :8]], r"C-contiguous"),
+    ):
+        with pytest.raises(ValueError, match=rf"\[linear\].*{rule}"):
+            stream.linear(x, linears, out)

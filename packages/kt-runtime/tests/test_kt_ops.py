@@ -113,6 +113,7 @@ def test_experts(
             ops.pack_experts(6, hidden, intermediate, 3, formats, lambda e, p: weights[p][e]),
             topk_ids,
             topk_weights,
+            randn(9, hidden, seed=6),
         )
         for ops in both
     )
@@ -186,12 +187,23 @@ def test_route(both: tuple[KtOps, TorchOps], router: Router) -> None:
     torch.testing.assert_close(weights, want_weights, rtol=1e-5, atol=1e-7)
 
 
-def test_swiglu_and_add(both: tuple[KtOps, TorchOps]) -> None:
+def test_swiglu(both: tuple[KtOps, TorchOps]) -> None:
     x, y = randn(5, 40) * 5, randn(5, 40, seed=1)
     got, want = (ops.swiglu(x, y) for ops in both)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-    got, want = (ops.add(x, y) for ops in both)
-    assert torch.equal(got, want)
+
+
+def test_a_residual_and_several_weights_change_no_result(both: tuple[KtOps, TorchOps]) -> None:
+    x, residual = randn(5, 64), randn(5, 24, seed=1)
+    for ops in both:
+        weights = [
+            ops.pack_linear(randn(n, 64, seed=n), weight_format)
+            for n, weight_format in ((24, "int8"), (8, "int4"), (3, "float32"))
+        ]
+        alone = [ops.linear(x, weight) for weight in weights]
+        for one, together in zip(alone, ops.linears(x, weights), strict=True):
+            assert torch.equal(one, together)
+        assert torch.equal(ops.linear(x, weights[0], residual.clone()), residual + alone[0])
 
 
 def test_take_rows_gives_the_rows_in_the_order_asked(both: tuple[KtOps, TorchOps]) -> None:
@@ -208,7 +220,6 @@ def test_compute_leaves_its_inputs_alone(both: tuple[KtOps, TorchOps]) -> None:
         ops.linear(x, ops.pack_linear(randn(8, 32), "int8"))
         ops.rms_norm(x, norm, 1e-5)
         ops.swiglu(x, y)
-        ops.add(x, y)
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])
 
@@ -258,7 +269,7 @@ def test_recorded_ops_read_their_inputs_anew_at_each_replay(
     recorder = kt.recorder(graph)
 
     def compute(ops: KtOps) -> Tensor:
-        return ops.add(ops.swiglu(ops.linear(x, weight), y), x)
+        return ops.swiglu(ops.swiglu(ops.linear(x, weight), y), x)
 
     out = compute(recorder)
     assert len(graph) == 3
@@ -274,13 +285,14 @@ def test_recorded_outputs_live_with_the_graph(both: tuple[KtOps, TorchOps]) -> N
     x = randn(64, 64)
     graph = Graph(kt.pool)
     recorder = kt.recorder(graph)
+    double = kt.pack_linear(2 * torch.eye(64), "float32")
     out = x
     for _ in range(4):
-        out = recorder.add(out, x)
+        out = recorder.linear(out, double)
     gc.collect()
     litter = [torch.full((64, 64), torch.nan) for _ in range(16)]
     graph.replay()
-    torch.testing.assert_close(out, 5 * x)
+    torch.testing.assert_close(out, 16 * x)
     assert all(bool(t.isnan().all()) for t in litter)
 
 
@@ -288,7 +300,7 @@ def test_recorded_outputs_live_with_the_graph(both: tuple[KtOps, TorchOps]) -> N
     "call",
     [
         lambda ops: ops.linear(randn(2, 31), ops.pack_linear(randn(8, 32), "int8")),
-        lambda ops: ops.add(randn(2, 3), randn(3, 3)),
+        lambda ops: ops.swiglu(randn(2, 3), randn(3, 3)),
         lambda ops: ops.rms_norm(randn(2, 4).double(), ops.pack_vector(randn(4)), 1e-5),
         lambda ops: ops.embedding(torch.tensor([1]), ops.pack_embedding(randn(4, 4), "bf16")),
         lambda ops: ops.swiglu(randn(4, 2).T, randn(2, 4)),

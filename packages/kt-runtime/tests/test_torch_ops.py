@@ -201,4 +201,6 @@ def test_experts_sum_what_was_chosen_and_skip_negative_ids(ops: TorchOps) -> Non
             if e >= 0:
                 hidden = torch.nn.functional.silu(gate[e] @ x[t]) * (up[e] @ x[t])
                 want[t] += weights[t, s] * (down[e] @ hidden)
-    torch.testing.assert_close(ops.experts(x, packed, ids, weights), want)
+    residual = randn(3, 10, seed=5)
+    got = ops.experts(x, packed, ids, weights, residual)
+    torch.testing.assert_close(got, residual + want)

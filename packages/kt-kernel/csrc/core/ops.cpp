@@ -8,7 +8,9 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "attention_plan.h"
 #include "kt/check.h"
@@ -65,6 +67,26 @@ void run_chunks(Worker& worker, int64_t count, int64_t grain, void (*kernel)(con
   });
 }
 
+// The rows of x as the matrices of one act mode read them: at `offset` of the op's scratch.
+struct LinearInput {
+  ActMode mode;
+  int k_padded;
+  size_t row_bytes, offset;
+};
+
+// One matrix of a linear op: what it reads, and how its panels are handed out.
+struct LinearPart {
+  GemmArgs gemm;
+  size_t input;
+
+  int64_t panels() const { return gemm.b.n_padded / kPanelRows; }
+  int64_t chunk(int64_t tile_rows) const {  // panels of a unit
+    const int64_t products = std::max<int64_t>(1, tile_rows * gemm.b.k_padded * kPanelRows);
+    return std::max<int64_t>(1, kChunkProducts / products / kChunkPairs) * kChunkPairs;
+  }
+  int64_t chunks(int64_t tile_rows) const { return ceil_div(panels(), chunk(tile_rows)); }
+};
+
 void check_hash_rows(const RouteArgs& args, int64_t live) {
   for (int64_t t = 0; args.hash_table != nullptr && t < live; ++t) {
     const int64_t token = args.input_ids[t];
@@ -97,52 +119,68 @@ void rms_norm(Stream& stream, RmsNormArgs args, int64_t rows, int64_t rows_per_t
   });
 }
 
-void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, float* out,
+void linear(Stream& stream, std::span<const LinearTerm> terms, const void* x, DType dtype,
             int64_t rows, bool accumulate) {
-  const PackedMatrix& matrix = weight.matrix();
-  const ActMode mode = info(matrix.format).act_mode;
-  const size_t row_bytes = act_row_bytes(mode, matrix.k_padded);
+  std::vector<LinearInput> inputs;
+  std::vector<LinearPart> parts;
+  size_t bytes = 0;
+  for (const LinearTerm& term : terms) {
+    const PackedMatrix& matrix = term.weight->matrix();
+    const ActMode mode = info(matrix.format).act_mode;
+    const auto same = std::find_if(inputs.begin(), inputs.end(), [&](const LinearInput& input) {
+      return input.mode == mode && input.k_padded == matrix.k_padded;
+    });
+    parts.push_back({{{}, matrix, term.weight->bias(), term.out, matrix.n, accumulate, {}},
+                     static_cast<size_t>(same - inputs.begin())});
+    if (same != inputs.end()) continue;
+    const size_t row_bytes = act_row_bytes(mode, matrix.k_padded);
+    inputs.push_back({mode, matrix.k_padded, row_bytes, bytes});
+    bytes += row_bytes * rows;
+  }
   // Taken when the op is built, so that a replay never allocates.
-  const auto scratch = stream.pool().scratch(row_bytes * rows);
-  std::byte* const acts = scratch->data();
-  const GemmArgs gemm{{}, matrix, weight.bias(), out, matrix.n, accumulate, {}};
+  const auto scratch = stream.pool().scratch(bytes);
+  const int k = parts[0].gemm.b.k;
   submit(stream, "linear", rows,
-         [scratch, acts, x, dtype, mode, row_bytes, gemm](Worker& worker, int64_t live) {
+         [scratch, inputs = std::move(inputs), parts = std::move(parts), x, dtype, k](
+             Worker& worker, int64_t live) {
            const Kernels& table = kernels();
-           const int k = gemm.b.k, k_padded = gemm.b.k_padded;
            // Tiles as even as can be, because small ones are slow.
            const int64_t tiles = ceil_div(live, kTileRows);
            const int64_t tile_rows = ceil_div(live, std::max<int64_t>(1, tiles));
-           const auto tile_of = [&](int64_t first) {
+           const auto tile_of = [&](const LinearInput& input, int64_t first) {
              const int count = static_cast<int>(std::min(tile_rows, live - first));
-             return act_tile(mode, count, k_padded, acts + first * row_bytes);
+             return act_tile(input.mode, count, input.k_padded,
+                             scratch->data() + input.offset + first * input.row_bytes);
            };
            worker.parallel_for(live, 1, [&](int64_t begin, int64_t end) {
              for (int64_t row = begin; row < end; ++row) {
                const int64_t within = row % tile_rows;
-               table.prepare_rows({element(x, dtype, row * k),
-                                   dtype,
-                                   k,
-                                   k,
-                                   tile_of(row - within),
-                                   {within, within + 1},
-                                   {0, k_padded / kBlock}});
+               for (const LinearInput& input : inputs)
+                 table.prepare_rows({element(x, dtype, row * k),
+                                     dtype,
+                                     k,
+                                     k,
+                                     tile_of(input, row - within),
+                                     {within, within + 1},
+                                     {0, input.k_padded / kBlock}});
              }
            });
-           const int64_t panels = gemm.b.n_padded / kPanelRows;
-           const int64_t products = tile_rows * k_padded * kPanelRows;
-           const int64_t chunk =
-               std::max<int64_t>(1, kChunkProducts / std::max<int64_t>(1, products) / kChunkPairs) *
-               kChunkPairs;
+           int64_t units = 0;
+           for (const LinearPart& part : parts) units += part.chunks(tile_rows) * tiles;
            // Neighbouring units share their panels, which then stay in the worker's cache.
-           worker.parallel_for(ceil_div(panels, chunk) * tiles, 1, [&](int64_t begin, int64_t end) {
-             GemmArgs part = gemm;
+           worker.parallel_for(units, 1, [&](int64_t begin, int64_t end) {
              for (int64_t unit = begin; unit < end; ++unit) {
-               const int64_t panel = unit / tiles * chunk, row = unit % tiles * tile_rows;
-               part.a = tile_of(row);
-               part.panels = {panel, std::min(panel + chunk, panels)};
-               part.c = gemm.c + row * gemm.c_stride + panel * kPanelRows;
-               table.gemm[static_cast<int>(gemm.b.format)](part);
+               auto part = parts.begin();
+               int64_t within = unit;
+               for (; within >= part->chunks(tile_rows) * tiles; ++part)
+                 within -= part->chunks(tile_rows) * tiles;
+               const int64_t panel = within / tiles * part->chunk(tile_rows);
+               const int64_t row = within % tiles * tile_rows;
+               GemmArgs gemm = part->gemm;
+               gemm.a = tile_of(inputs[part->input], row);
+               gemm.panels = {panel, std::min(panel + part->chunk(tile_rows), part->panels())};
+               gemm.c += row * gemm.c_stride + panel * kPanelRows;
+               table.gemm[static_cast<int>(gemm.b.format)](gemm);
              }
            });
          });

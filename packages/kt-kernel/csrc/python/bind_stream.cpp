@@ -3,6 +3,7 @@
 // live here; what only a run can know (ids, pages) is checked in csrc/core/ops.cpp.
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <memory>
@@ -111,20 +112,31 @@ void rms_norm_op(StreamHandle& self, nb::handle x, nb::handle weight, float eps,
               {in.reference(), w.reference(), o.reference()});
 }
 
-void linear_op(StreamHandle& self, nb::handle x, std::shared_ptr<Linear> weight, nb::handle out,
-               bool accumulate) {
+void linear_op(StreamHandle& self, nb::handle x, std::vector<std::shared_ptr<Linear>> weights,
+               const nb::sequence& outs, bool accumulate) {
   const char* op = "linear";
-  const Linear& linear_weight = *weight;
-  const Array in(op, "x", x, Element::float32, {"num_tokens", linear_weight.matrix().k});
-  const Array o(op, "out", out, Element::float32, {in.dim(0), linear_weight.matrix().n},
-                Access::write);
-  check_disjoint(op, o, {&in});
+  KT_CHECK(op, !weights.empty() && nb::len(outs) == weights.size(),
+           "linear and out must be as many, at least one; got ", weights.size(), " and ",
+           nb::len(outs));
+  const Array in(op, "x", x, Element::float32, {"num_tokens", weights[0]->matrix().k});
+  References arrays{in.reference()};
+  std::vector<Array> written;
+  std::vector<LinearTerm> terms;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const PackedMatrix& matrix = weights[i]->matrix();
+    KT_CHECK(op, matrix.k == in.dim(1), "linear must have in_features ", in.dim(1), " as x; got ",
+             matrix.k);
+    const nb::object out = outs[i];
+    const Array o(op, "out", out, Element::float32, {in.dim(0), matrix.n}, Access::write);
+    check_disjoint(op, o, {&in});
+    for (const Array& other : written) check_disjoint(op, o, {&other});
+    written.push_back(o);
+    arrays.push_back(o.reference());
+    terms.push_back({weights[i].get(), o.write<float>()});
+  }
   self.submit(
-      [&](Stream& stream) {
-        linear(stream, linear_weight, in.read(), DType::f32, o.write<float>(), in.dim(0),
-               accumulate);
-      },
-      {in.reference(), o.reference()}, std::move(weight));
+      [&](Stream& stream) { linear(stream, terms, in.read(), DType::f32, in.dim(0), accumulate); },
+      arrays, std::make_shared<const std::vector<std::shared_ptr<Linear>>>(std::move(weights)));
 }
 
 // The scales of an int8 cache, [num_pages][page_size][num_kv_heads] beside it; none otherwise.
@@ -331,7 +343,7 @@ void bind_stream(nb::module_& m) {
       .def("embedding", &embedding_op, "ids"_a.none(), "weight"_a.none(), "dtype"_a, "out"_a.none())
       .def("rms_norm", &rms_norm_op, "x"_a.none(), "weight"_a.none(), "eps"_a, "out"_a.none(),
            "x (num_tokens, hidden_size) or (num_tokens, num_heads, head_dim); out may be x.")
-      .def("linear", &linear_op, "x"_a.none(), "linear"_a, "out"_a.none(), "accumulate"_a = false)
+      .def("linear", &linear_op, "x"_a.none(), "linears"_a, "outs"_a, "accumulate"_a = false)
       .def("rope_write_kv", &rope_write_kv_op, "q"_a.none(), "k"_a.none(), "v"_a.none(),
            "cos"_a.none(), "sin"_a.none(), "positions"_a.none(), "slot_mapping"_a.none(),
            "k_cache"_a.none(), "v_cache"_a.none(), "kv_dtype"_a, "k_scales"_a.none() = nb::none(),

@@ -4,6 +4,8 @@
 // op runs, before it writes.
 #pragma once
 
+#include <span>
+
 #include "kt/experts.h"
 #include "kt/kernels.h"
 #include "kt/moe.h"
@@ -18,7 +20,13 @@ namespace kt {
 void embedding(Stream& stream, EmbeddingArgs args, int64_t rows);
 void rms_norm(Stream& stream, RmsNormArgs args, int64_t rows,
               int64_t rows_per_token);  // (tokens, heads, dim): heads per token
-void linear(Stream& stream, const Linear& weight, const void* x, DType dtype, float* out,
+// One matrix of a linear op and where its outputs go, [rows][n].
+struct LinearTerm {
+  const Linear* weight;
+  float* out;
+};
+// Several matrices on the same x share its preparation and the op's two barriers.
+void linear(Stream& stream, std::span<const LinearTerm> terms, const void* x, DType dtype,
             int64_t rows, bool accumulate);
 void rope_write_kv(Stream& stream, RopeWriteKvArgs args, int64_t rows);
 void attention(Stream& stream, const AttentionArgs& args, int64_t rows);  // fills the unit

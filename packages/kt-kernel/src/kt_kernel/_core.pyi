@@ -227,7 +227,11 @@ class Stream:
         """
 
     def linear(
-        self, x: object | None, linear: Linear, out: object | None, accumulate: bool = False
+        self,
+        x: object | None,
+        linears: Sequence[Linear],
+        outs: Sequence[object],
+        accumulate: bool = False,
     ) -> None: ...
     def rope_write_kv(
         self,

@@ -5,6 +5,9 @@ Every op writes into an array of the caller; no op allocates. Rows are tokens. A
 depends on its own token only, bit for bit, whatever the batch, the threads and the chunking.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from kt_kernel import _core
 from kt_kernel.activation import Activation, core_arguments
 from kt_kernel.arrays import KV_ELEMENTS, typed
@@ -53,16 +56,26 @@ class Ops:
         """
         self._core.rms_norm(x, weight, eps, out)
 
-    def linear(self, x: object, linear: Linear, out: object, *, accumulate: bool = False) -> None:
+    def linear(
+        self,
+        x: object,
+        linear: Linear | Sequence[Linear],
+        out: Any,
+        *,
+        accumulate: bool = False,
+    ) -> None:
         """out (+)= x @ weight.T + bias, with the arithmetic of the weight's format.
 
         Args:
             x: (num_tokens, in_features) float32.
-            linear: the packed weight.
-            out: (num_tokens, out_features) float32.
+            linear: the packed weight, or several of equal in_features, as those of q, k and v:
+                faster than one after the other, with the same results.
+            out: (num_tokens, out_features) float32; as many as `linear`.
             accumulate: add to `out` (a residual) instead of overwriting it.
         """
-        self._core.linear(x, linear._core, out, accumulate)
+        if isinstance(linear, Linear):
+            linear, out = (linear,), (out,)
+        self._core.linear(x, [each._core for each in linear], out, accumulate)
 
     def rope_write_kv(
         self,

@@ -96,18 +96,17 @@ class GqaAttention:
             eps,
         )
 
-    def forward(self, ops: Ops, x: Tensor, batch: Batch, kv: KVLayer) -> Tensor:
-        """Writes the KV of these rows, then attends over all of them."""
+    def forward(self, ops: Ops, x: Tensor, batch: Batch, kv: KVLayer, residual: Tensor) -> Tensor:
+        """Writes the KV of these rows, then attends over all of them; added to the residual."""
         head_dim = self.shape.head_dim
-        q = ops.linear(x, self.q_proj).view(-1, self.shape.num_heads, head_dim)
-        k = ops.linear(x, self.k_proj).view(-1, self.shape.num_kv_heads, head_dim)
-        v = ops.linear(x, self.v_proj).view(-1, self.shape.num_kv_heads, head_dim)
+        projected = ops.linears(x, (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (each.view(len(x), -1, head_dim) for each in projected)
         if self.q_norm is not None:
             q = ops.rms_norm(q, self.q_norm, self.eps)
             k = ops.rms_norm(k, self.k_norm, self.eps)
         ops.rope_write_kv(q, k, v, self.rope, batch, kv)
         attended = ops.attention(q, kv, batch, head_dim**-0.5)
-        return ops.linear(attended.flatten(1), self.o_proj)
+        return ops.linear(attended.flatten(1), self.o_proj, residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +128,10 @@ class DenseMlp:
             weights.linear(f"{prefix}.down_proj", hidden_size, intermediate_size),
         )
 
-    def forward(self, ops: Ops, x: Tensor) -> Tensor:
-        """Three matrices and a gate."""
-        hidden = ops.swiglu(ops.linear(x, self.gate_proj), ops.linear(x, self.up_proj))
-        return ops.linear(hidden, self.down_proj)
+    def forward(self, ops: Ops, x: Tensor, residual: Tensor) -> Tensor:
+        """Three matrices and a gate, added to the residual."""
+        gate, up = ops.linears(x, (self.gate_proj, self.up_proj))
+        return ops.linear(ops.swiglu(gate, up), self.down_proj, residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +184,11 @@ class SparseMoe:
         )
         return cls(gate, router, shape.num_experts, experts, shared)
 
-    def forward(self, ops: Ops, x: Tensor) -> Tensor:
-        """Routed experts of each row, plus the shared one."""
+    def forward(self, ops: Ops, x: Tensor, residual: Tensor) -> Tensor:
+        """Routed experts of each row and the shared one, added to the residual."""
         topk_ids, topk_weights = ops.route(ops.linear(x, self.gate), self.router)
-        out = ops.experts(x, self.experts, topk_ids, topk_weights)
-        return out if self.shared is None else ops.add(out, self.shared.forward(ops, x))
+        out = ops.experts(x, self.experts, topk_ids, topk_weights, residual)
+        return out if self.shared is None else self.shared.forward(ops, x, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +222,8 @@ class DecoderLayer:
 
     def forward(self, ops: Ops, x: Tensor, batch: Batch, kv: KVLayer) -> Tensor:
         """Two residual steps."""
-        x = ops.add(x, self.attention.forward(ops, self._norm(ops, x, first=True), batch, kv))
-        return ops.add(x, self.mlp.forward(ops, self._norm(ops, x, first=False)))
+        x = self.attention.forward(ops, self._norm(ops, x, first=True), batch, kv, x)
+        return self.mlp.forward(ops, self._norm(ops, x, first=False), x)
 
     def _norm(self, ops: Ops, x: Tensor, *, first: bool) -> Tensor:
         return ops.rms_norm(x, self.input_norm if first else self.post_attention_norm, self.eps)

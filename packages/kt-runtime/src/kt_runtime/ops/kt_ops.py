@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -114,11 +114,18 @@ class KtOps:
         self._stream.embedding(input_ids, weight, out)
         return out
 
-    def linear(self, x: Tensor, weight: Linear) -> Tensor:
-        """x @ weight.T + bias in the arithmetic of the weight's format."""
-        out = torch.empty(len(x), weight.out_features, dtype=torch.float32)
-        self._stream.linear(x, weight, out)
-        return out
+    def linear(self, x: Tensor, weight: Linear, residual: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias in the arithmetic of the weight's format; into the residual."""
+        if residual is not None:
+            self._stream.linear(x, weight, residual, accumulate=True)
+            return residual
+        return self.linears(x, (weight,))[0]
+
+    def linears(self, x: Tensor, weights: Sequence[Linear]) -> tuple[Tensor, ...]:
+        """Several weights in one op."""
+        outs = tuple(torch.empty(len(x), w.out_features, dtype=torch.float32) for w in weights)
+        self._stream.linear(x, weights, outs)
+        return outs
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
@@ -168,22 +175,17 @@ class KtOps:
         )
         return topk_ids, topk_weights
 
-    def experts(self, x: Tensor, experts: MoE, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts; ids below 0 are skipped."""
-        out = torch.empty_like(x)
-        self._stream.moe(experts, x, topk_ids, topk_weights, out)
-        return out
+    def experts(
+        self, x: Tensor, experts: MoE, topk_ids: Tensor, topk_weights: Tensor, residual: Tensor
+    ) -> Tensor:
+        """Weighted sum of the chosen experts, into the residual; ids below 0 are skipped."""
+        self._stream.moe(experts, x, topk_ids, topk_weights, residual, accumulate=True)
+        return residual
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up."""
         out = torch.empty_like(gate)
         self._stream.activate(gate, up, out)
-        return out
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x + y."""
-        out = torch.empty_like(x)
-        self._stream.add(x, y, out)
         return out
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ made for speed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,10 +116,15 @@ class TorchOps:
         """Rows of the table."""
         return weight[input_ids.long()]
 
-    def linear(self, x: Tensor, weight: TorchLinear) -> Tensor:
+    def linear(self, x: Tensor, weight: TorchLinear, residual: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias, with x rounded as the weight's format asks."""
         rounded = _round_activations(x, weight.weight_format)
-        return functional.linear(rounded, weight.weight, weight.bias)
+        out = functional.linear(rounded, weight.weight, weight.bias)
+        return out if residual is None else residual + out
+
+    def linears(self, x: Tensor, weights: Sequence[TorchLinear]) -> tuple[Tensor, ...]:
+        """One after the other."""
+        return tuple(self.linear(x, weight) for weight in weights)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
@@ -172,7 +177,12 @@ class TorchOps:
         return ids.int(), weights * router.scale
 
     def experts(
-        self, x: Tensor, experts: TorchExperts, topk_ids: Tensor, topk_weights: Tensor
+        self,
+        x: Tensor,
+        experts: TorchExperts,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        residual: Tensor,
     ) -> Tensor:
         """Weighted sum of the chosen experts, one expert at a time; ids below 0 are skipped."""
         out = torch.zeros_like(x)
@@ -185,15 +195,11 @@ class TorchOps:
             hidden = _round_activations(self.swiglu(gate, up), formats["down"])
             y = functional.linear(hidden, experts.down[expert])
             out.index_add_(0, rows, y * topk_weights[rows, slots, None])
-        return out
+        return residual + out
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up."""
         return functional.silu(gate) * up
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x + y."""
-        return x + y
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         """The rows asked for, in that order."""
