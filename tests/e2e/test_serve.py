@@ -103,11 +103,11 @@ def test_completions_of_several_prompts(client: openai.OpenAI, model_path) -> No
 
 def test_echo_scores_an_answer_as_generating_it_did(client: openai.OpenAI, model_path) -> None:
     """A chunk of prompt and single decode steps give the same bits."""
-    prompt = Tokenizer.from_dir(model_path).encode("The capital of France is")
+    prompt = Tokenizer.from_pretrained(model_path).encode("The capital of France is")
     create = client.completions.create
     said = create(model=MODEL, prompt=prompt, temperature=0, max_tokens=5, logprobs=2).choices[0]
     assert said.logprobs is not None
-    ids = [*prompt, *Tokenizer.from_dir(model_path).encode(said.text)]
+    ids = [*prompt, *Tokenizer.from_pretrained(model_path).encode(said.text)]
     echo = create(model=MODEL, prompt=ids, echo=True, max_tokens=0, logprobs=2).choices[0]
     assert echo.logprobs is not None
     assert echo.text == "The capital of France is" + said.text

@@ -281,6 +281,8 @@ def test_out_of_memory_over_pages_fails_that_sequence_only(when):
     step = sched.schedule()
     assert [(name(s), repr(e)) for s, e in step.failed] == [("r0", "MemoryError('none left')")]
     assert shares(step) == [("r1", 4)]
+    assert [name(s) for s in sched.running] == ["r1"]
+    assert not sched.waiting
     while len(sched.running):
         compute(sched.schedule(), sched)
     assert len(pages.free) == 100
