@@ -136,7 +136,10 @@ class FakeCausalLM:
 
 
 def fake_engine(
-    model: FakeCausalLM | None = None, times: StepTimes | None = None, **settings: Any
+    model: FakeCausalLM | None = None,
+    times: StepTimes | None = None,
+    clock: Callable[[], float] | None = None,
+    **settings: Any,
 ) -> Engine:
     """An engine over the fake model; float32 pages, 64 of 4 tokens unless said otherwise.
 
@@ -163,7 +166,7 @@ def fake_engine(
         eos_token_ids=(EOS,),
         model_path=directory,
     )
-    return Engine(parts, config, times=times, clock=lambda: model.now)
+    return Engine(parts, config, times=times, clock=clock or (lambda: model.now))
 
 
 def greedy_request(

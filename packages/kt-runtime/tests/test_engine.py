@@ -360,8 +360,12 @@ def test_a_closed_engine_takes_nothing_and_holds_nothing():
 def test_time_is_counted_by_what_a_step_holds(monkeypatch):
     now = itertools.count()  # each look at the clock takes a second
     skipped = [0]
-    monkeypatch.setattr("time.perf_counter", lambda: float(next(now) + skipped[0]))
-    engine = fake_engine()
+
+    def clock() -> float:
+        return float(next(now) + skipped[0])
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    engine = fake_engine(clock=clock, max_itl_ms=1e9)
 
     def seconds() -> tuple[dict, dict]:
         stats = engine.stats()

@@ -66,7 +66,7 @@ class Engine:
         parts: what it drives; `from_pretrained` makes them.
         config: the settings.
         times: predicts how long steps take, and learns it; None starts without any experience.
-        clock: seconds, from anywhere.
+        clock: seconds since some moment.
 
     Attributes:
         config: the settings.
@@ -218,9 +218,8 @@ class Engine:
             raise RuntimeError("[engine.step] one thread at a time may step; another one does")
         try:
             # What happens between two steps of running requests belongs to the second.
-            began = self._last_end or time.perf_counter()
+            began = self._clock() if self._last_end is None else self._last_end
             forward_before, self._last_end = self._parts.runner.seconds, None
-            started = self._clock()
             events = self._take_inbox()
             step = self._scheduler.schedule()
             self._counts["preemptions"] += step.num_preempted
@@ -230,11 +229,11 @@ class Engine:
             for sequence, error in step.failed:
                 events.append(self._finish(sequence, "error", error=_describe(error)))
             if step.shares:
-                events += self._compute(step, started)
+                events += self._compute(step, began)
                 phase = "prefill" if step.work.num_prefill_tokens else "decode"
                 self._phase_steps[phase] += 1
                 self._forward_seconds[phase] += self._parts.runner.seconds - forward_before
-                now = time.perf_counter()
+                now = self._clock()
                 self._step_seconds[phase] += now - began
                 self._last_end = now if self._live else None
             return events
@@ -374,7 +373,7 @@ class Engine:
             if queued and queued + num_prompt_tokens > limit:
                 raise QueueFullError(limit, "prompt tokens")
 
-    def _compute(self, step: Step, started: float) -> list[TokenEvent]:
+    def _compute(self, step: Step, began: float) -> list[TokenEvent]:
         shares = step.shares
         try:
             logits = self._parts.runner.run(build_batch(shares, self.config.page_size)).numpy()
@@ -395,8 +394,8 @@ class Engine:
         for _, size in shares[step.work.num_decodes :]:
             self._counts["prefill"] += size
             self._chunks[1 << (size - 1).bit_length()] += 1
-        # Sampling included: it is what readers wait for.
-        self._times.observe(step.work, self._clock() - started)
+        # Sampling and handing out included: it is what readers wait for.
+        self._times.observe(step.work, self._clock() - began)
         return events
 
     def _advance(
