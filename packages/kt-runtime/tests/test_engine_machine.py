@@ -126,9 +126,10 @@ class EngineMachine(RuleBasedStateMachine):
             if sequence.num_preemptions == preempted[sequence]:
                 assert request_id in said_now
             else:
-                assert sequence.page_table is None
-                # The first one goes on, unless it ran alone on copies of its own pages.
-                assert sequence.order > min(s.order for s in before) or len(before) == 1
+                # All that are served after it went before it.
+                after = [s for s in before if s.order > sequence.order]
+                others = [s for s in after if s.request.request_id not in aborting]
+                assert all(s.num_preemptions > preempted[s] for s in others)
 
         if len(self.law.works) > num_steps:
             self.check_budget(self.law.works[-1])

@@ -16,13 +16,14 @@ from .counted_pages import PAGE_SIZE, CountedPages
 
 
 @dataclass
-class PerRow:
-    """StepTimes of a machine on which each row takes as long."""
+class Law:
+    """StepTimes of a machine on which each row takes as long, and each token attended to."""
 
     row_s: float = 0.0
+    attended_s: float = 0.0
 
     def seconds(self, work: StepWork) -> float:
-        return work.num_rows * self.row_s
+        return work.num_rows * self.row_s + work.num_attended_tokens * self.attended_s
 
     def observe(self, work: StepWork, seconds: float) -> None:
         raise AssertionError("the scheduler has no clock")
@@ -43,10 +44,11 @@ def scheduler(
     max_batch_tokens: int = 16,
     max_num_seqs: int = 8,
     row_s: float = 0.0,
+    attended_s: float = 0.0,
     max_itl_s: float = 1.0,
 ) -> Scheduler:
     budget = StepBudget(
-        PerRow(row_s),
+        Law(row_s, attended_s),
         max_batch_tokens=max_batch_tokens,
         max_itl_s=max_itl_s,
         page_size=PAGE_SIZE,
@@ -305,6 +307,16 @@ def test_while_anything_decodes_chunks_are_as_large_as_time_allows():
     # The rest of r1 goes first; two rows of time are not worth a chunk of r2.
     assert seen[2] == [("r1", 7)]
     assert seen[3] == [("r1", 1), ("r2", 8)]
+
+
+def test_time_that_is_left_is_not_given_to_a_smaller_prompt():
+    sched = scheduler(CountedPages(100), max_batch_tokens=100, attended_s=0.001, max_itl_s=0.1)
+    sched.add(sequence(0, 4))
+    compute(sched.schedule(), sched)
+    for i, num_prompt in ((1, 20), (2, 2)):
+        sched.add(sequence(i, num_prompt))
+    # 5 + (1 + 2 + … + 13) = 96: a 14th token does not fit, two at the start of a prompt would.
+    assert shares(sched.schedule()) == [("r0", 1), ("r1", 13)]
 
 
 def test_a_limit_that_decodes_alone_exceed_slows_prompts_down_to_a_page_in_four_steps():

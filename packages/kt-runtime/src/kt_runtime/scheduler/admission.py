@@ -29,8 +29,7 @@ class Admission:
         self._allocator = allocator
         # Pages only become free when a sequence ends, so a refused one is not asked about again
         # until then: matching a long prompt against the store in every step would be work for
-        # nothing. Nor could one that was just preempted come back: what it gave up is one page
-        # less by now.
+        # nothing. One that was preempted is refused at once: what it gave up is a page less by now.
         self._refused: Sequence | None = None
 
     def admit(self, sequence: Sequence) -> bool:

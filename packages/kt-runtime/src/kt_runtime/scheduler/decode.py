@@ -14,7 +14,7 @@ def schedule_decodes(step: Step, admission: Admission) -> None:
     One that needs a page when none is left takes those of the sequence served last, or goes back
     to the waiting line if that is itself. The first can therefore always go on: the pool holds
     any one sequence. (Alone it may still send itself back, where it computed pages that somebody
-    else had stored meanwhile, and holds both; it comes back on the stored ones.)
+    else had stored meanwhile, and holds both; it comes back on the stored ones at once.)
     """
     running = admission.running
     for sequence in tuple(running):

@@ -16,7 +16,7 @@ def schedule_prefills(
     """Chunks of running sequences, then of newly admitted ones.
 
     Stops at the first sequence that gets less than it could compute, or no pages: a later, smaller
-    one never passes it. Nobody starts in a step that took pages from somebody.
+    one never passes it.
 
     Args:
         step: holds the decodes; gets the chunks.
@@ -26,7 +26,7 @@ def schedule_prefills(
     for sequence in running:
         if not sequence.is_decoding and not _take_chunk(step, sequence, budget):
             return
-    while step.num_preempted == 0 and len(running) < max_num_seqs:
+    while len(running) < max_num_seqs:
         head = waiting.first
         if head is None or not budget.has_room(step.work):
             return
