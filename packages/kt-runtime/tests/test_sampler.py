@@ -33,7 +33,7 @@ def logits_of(probabilities) -> np.ndarray:
 
 def candidates(logits: np.ndarray, sampling: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
     """What the sampler may draw, with all ids written out."""
-    ids, weights = sampler.candidates(logits, sampling)
+    ids, weights = sampler.candidates(logits, logits.max(), sampling)
     return (np.arange(len(logits)) if ids is None else ids), weights
 
 

@@ -99,7 +99,7 @@ def sample(logits: Floats, sampling: SamplingParams, seed: int, index: int) -> i
     check_logits(logits[best])
     if sampling.temperature == 0 or sampling.top_k == 1:
         return best
-    ids, weights = candidates(logits, sampling)
+    ids, weights = candidates(logits, logits[best], sampling)
     chosen = draw(weights, uniform(seed, index))
     return chosen if ids is None else int(ids[chosen])
 
@@ -143,10 +143,11 @@ def _position(
     return block * _BLOCK + min(int(inner), max(0, len(inside) - 1))
 
 
-def candidates(logits: Floats, sampling: SamplingParams) -> tuple[Ids | None, Floats]:
+def candidates(
+    logits: Floats, best: np.float32, sampling: SamplingParams
+) -> tuple[Ids | None, Floats]:
     """Tokens that may be drawn, and their unnormalised probabilities in the same order; None stands
-    for all tokens, by id."""
-    best = logits.max()
+    for all tokens, by id. `best` is the largest logit."""
     ids: Ids | None = None
     if 0 < sampling.top_k < len(logits):
         ids = largest(logits, sampling.top_k)
