@@ -29,9 +29,10 @@ Probed = list[tuple[StepWork, float]]
 _DECODE_BATCHES = (1, 4)
 # After one run that touches memory and records the graph. A median of three bears one bad one.
 _DECODE_REPEATS = 3
-# Chunks grow by this from one page on, which makes some five of them,
+# Chunks grow by this from one page on, which makes some five of them. Two tell what a token costs
+# and what the experts do; more are measured as long as the next one is not expected to take longer
+# than this, because somebody waits for the start.
 _CHUNK_GROWTH = 4
-# as long as one takes no more than this: a large model on a small machine gets fewer points.
 _LONGEST_CHUNK_S = 1.0
 # Where a late chunk stands, unless the context ends before: far enough for attention to show.
 _LATE_POSITION = 4096
@@ -84,7 +85,8 @@ def probe(
     late_size = size
     while True:
         seconds = chunk(0, size)
-        if size == largest or seconds * _CHUNK_GROWTH > _LONGEST_CHUNK_S:
+        is_slow = size > config.page_size and seconds * _CHUNK_GROWTH > _LONGEST_CHUNK_S
+        if size == largest or is_slow:
             break
         late_size, size = size, min(size * _CHUNK_GROWTH, largest)
     late = min(_LATE_POSITION, max_model_len) - late_size
