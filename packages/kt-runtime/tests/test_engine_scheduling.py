@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
+import pkgutil
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +113,30 @@ def test_out_of_memory_while_admitting_fails_that_request_only(monkeypatch):
     assert tokens_of(events, "runs") == greedy_continuation([4], 5)
     assert tokens_of(events, "lucky") == greedy_continuation([5] * 9, 5)
     assert engine.stats().pages_used == 0
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["kt_runtime.exec.sampler.sample", "kt_runtime.cache.page_pool.SequencePages.commit"],
+)
+def test_what_fails_after_the_forward_fails_one_request(monkeypatch, where):
+    engine = fake_engine()
+    original = pkgutil.resolve_name(where)
+    calls = itertools.count()
+
+    def third_call_fails(*args, **kwargs):
+        if next(calls) == 2:
+            raise MemoryError("none left")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(where, third_call_fails)
+    for i in range(3):
+        engine.add(greedy_request(f"{i}", [i + 1] * 5, 6))
+    events = drain(engine)
+    assert last_of(events, "2").error == "MemoryError: none left"
+    for i in range(2):
+        assert tokens_of(events, f"{i}") == greedy_continuation([i + 1] * 5, 6)
+    assert (engine.stats().finished, engine.stats().pages_used) == ({"error": 1, "length": 2}, 0)
 
 
 def test_prompt_tokens_that_wait_are_limited_but_one_prompt_may_always_wait():

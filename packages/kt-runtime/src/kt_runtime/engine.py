@@ -387,7 +387,10 @@ class Engine:
             end_row = row + num_logits_rows(scheduled)
             end_batch_row = batch_row + scheduled.num_new_tokens
             fault = self._parts.runner.fault(batch_row, end_batch_row)
-            event = self._advance(scheduled, logits[row:end_row], fault)
+            try:
+                event = self._advance(scheduled, logits[row:end_row], fault)
+            except Exception as error:  # out of memory, say
+                event = self._finish(scheduled.sequence, "error", error=_describe(error))
             row, batch_row = end_row, end_batch_row
             if event is not None:
                 events.append(event)
