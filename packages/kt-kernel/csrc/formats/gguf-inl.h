@@ -3,8 +3,8 @@
 // ggml-common.h). Repacked from a file's bytes without loss, or made from floats. Textual, included
 // inside a target's namespace.
 
-// Writes one row block by block: from_source(bytes, q, header) or from_floats(x, q, header) fill 32
-// stored values and the lane's header fields; put_block writes the values.
+// Writes one row block by block: from_source(bytes, header, data, lane) moves a file's block, whose
+// values lie as ours do; from_floats(x, header, lane, q) makes 32 values, which put_block writes.
 template <class Struct>
 inline void pack_gguf_row(const PackArgs& args, int64_t row, const Lane& to) {
   constexpr FormatInfo kInfo = Struct::kInfo;
@@ -12,18 +12,21 @@ inline void pack_gguf_row(const PackArgs& args, int64_t row, const Lane& to) {
   const auto* source = static_cast<const uint8_t*>(args.weight) +
                        row * (args.into.k / kInfo.source_k) * kInfo.source_bytes;
   for (int block = 0; block < blocks; ++block) {
-    int8_t q[kBlock] = {};
     std::byte* const header = to.header + int64_t{block} * kInfo.header_bytes;
+    std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
+    if (row >= 0 && args.quantized) {
+      Struct::from_source(source + int64_t{block} * kInfo.source_bytes, header, data, to.lane);
+      continue;
+    }
+    int8_t q[kBlock] = {};
     if (row < 0) {
       Struct::put_header(header, to.lane, 0, 0);
-    } else if (args.quantized) {
-      Struct::from_source(source + int64_t{block} * kInfo.source_bytes, header, to.lane, q);
     } else {
       float x[kBlock];
       float_row(args, row).load(block, x);
       Struct::from_floats(x, header, to.lane, q);
     }
-    Struct::put_block(to.data + int64_t{block} * kInfo.data_bytes, to.lane, q);
+    Struct::put_block(data, to.lane, q);
   }
 }
 
@@ -65,12 +68,9 @@ struct Q4_0 : OffsetNibbles {
   static void put_block(std::byte* block, int lane, const int8_t (&q)[kBlock]) {
     put_nibbles(block, lane, reinterpret_cast<const uint8_t*>(q));
   }
-  static void from_source(const uint8_t* from, std::byte* header, int lane, int8_t (&q)[kBlock]) {
+  static void from_source(const uint8_t* from, std::byte* header, std::byte* data, int lane) {
     put_header(header, lane, get<uint16_t>(from), 0);
-    for (int i = 0; i < 16; ++i) {
-      q[i] = static_cast<int8_t>(from[2 + i] & 15);
-      q[i + 16] = static_cast<int8_t>(from[2 + i] >> 4);
-    }
+    for (int j = 0; j < 4; ++j) put_word(data, j, lane, from + 2 + 4 * j);
   }
   // As quantize_row_q4_0_ref: the value of largest magnitude becomes -8 exactly.
   static void from_floats(const float (&x)[kBlock], std::byte* header, int lane,
@@ -118,12 +118,9 @@ struct Q4_1 : MinimumNibbles {
   static void put_block(std::byte* block, int lane, const int8_t (&q)[kBlock]) {
     put_nibbles(block, lane, reinterpret_cast<const uint8_t*>(q));
   }
-  static void from_source(const uint8_t* from, std::byte* header, int lane, int8_t (&q)[kBlock]) {
+  static void from_source(const uint8_t* from, std::byte* header, std::byte* data, int lane) {
     put_header(header, lane, get<uint16_t>(from), get<uint16_t>(from + 2));
-    for (int i = 0; i < 16; ++i) {
-      q[i] = static_cast<int8_t>(from[4 + i] & 15);
-      q[i + 16] = static_cast<int8_t>(from[4 + i] >> 4);
-    }
+    for (int j = 0; j < 4; ++j) put_word(data, j, lane, from + 4 + 4 * j);
   }
   static void from_floats(const float (&x)[kBlock], std::byte* header, int lane,
                           int8_t (&q)[kBlock]) {
@@ -166,9 +163,9 @@ struct Q8_0 : SignedBytes {
   static void put_block(std::byte* block, int lane, const int8_t (&q)[kBlock]) {
     put_bytes(block, lane, q);
   }
-  static void from_source(const uint8_t* from, std::byte* header, int lane, int8_t (&q)[kBlock]) {
+  static void from_source(const uint8_t* from, std::byte* header, std::byte* data, int lane) {
     put_header(header, lane, get<uint16_t>(from), 0);
-    std::memcpy(q, from + 2, kBlock);
+    put_bytes(data, lane, from + 2);
   }
   static void from_floats(const float (&x)[kBlock], std::byte* header, int lane,
                           int8_t (&q)[kBlock]) {
