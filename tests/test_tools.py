@@ -162,3 +162,15 @@ def test_setup_goes_on_where_it_stopped_and_sees_what_was_removed(
     (tmp_path / "stamp.json").write_text('{"done": ')  # cut short
     assert setup_env.refresh()
     assert ran[5:] == [setup_env.VENV_STEP, "requirements", "install"]
+
+
+def test_the_simulated_scheduler_keeps_its_limit_with_chunks_that_follow_it() -> None:
+    tool = load("simulate_scheduler")
+    machine = tool.Machine()
+    largest = []
+    for max_itl_s in (0.1, 0.4):
+        steps = list(tool.steps(machine, tool.probed(machine), 512, max_itl_s, 1024))
+        assert sum(size for size, _ in steps) == 1024
+        assert max(seconds for _, seconds in steps) < max_itl_s * 1.05
+        largest.append(max(size for size, _ in steps))
+    assert largest[1] > 4 * largest[0]

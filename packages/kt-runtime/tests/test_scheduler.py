@@ -221,6 +221,22 @@ def test_out_of_pages_the_newest_gives_up_its_own_and_comes_back_to_its_place():
     assert new.num_tokens == len(said) + 1
 
 
+def test_what_a_preempted_sequence_said_is_computed_again_in_chunks():
+    sched = scheduler(CountedPages(4), max_batch_tokens=5)
+    old, new = sequence(0, 6, max_tokens=6), sequence(1, 5, max_tokens=9)
+    sched.add(old)
+    sched.add(new)
+    while old not in compute(sched.schedule(), sched):
+        pass
+    assert (new.num_preemptions, new.num_tokens) == (1, 7)
+    chunks = []
+    while new.num_tokens == 7:
+        step = sched.schedule()
+        chunks += [(s.num_new_tokens, step.work.num_decodes) for s in step.shares]
+        compute(step, sched)
+    assert chunks == [(5, 0), (2, 0)]
+
+
 def test_the_newest_preempts_itself_if_it_is_the_one_in_need():
     pages = CountedPages(4)
     sched = scheduler(pages)
