@@ -90,8 +90,13 @@ USAGE = '{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
     ("lines", "error"),
     [
         ([TEXT, USAGE, "[DONE]"], None),
+        (['{"choices": [{"text": "", "finish_reason": null}]}', USAGE, "[DONE]"], None),
+        (
+            ['{"choices": [{"text": "", "finish_reason": "length"}]}', USAGE, "[DONE]"],
+            "the stream had no token",
+        ),
         ([TEXT, "[DONE]"], "the stream had no usage"),
-        ([USAGE, "[DONE]"], "the stream had no text"),
+        ([USAGE, "[DONE]"], "the stream had no token"),
         ([TEXT, USAGE], r"the stream ended without \[DONE\]"),
         ([TEXT, '{"error": {"message": "broken"}}', "[DONE]"], "error event: .*broken"),
         ([TEXT, "{"], "DecodeError"),

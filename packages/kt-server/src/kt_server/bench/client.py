@@ -2,7 +2,7 @@
 """One streamed request, timed where its events arrive. No statistics.
 
 Definitions as those of vLLM's `bench serve`: TTFT runs from sending a request to the first event
-with text; ITL are the times between events with text; TPOT is the time after the first of them per
+with a token; ITL are the times between such events; TPOT is the time after the first of them per
 token after the first. Tokens are what the server's `usage` says, never a count of events.
 """
 
@@ -24,7 +24,7 @@ class Record:
 
     Attributes:
         sent: when it was sent.
-        arrivals: when each event with text arrived.
+        arrivals: when each event with a token arrived.
         ended: when the stream ended.
         prompt_tokens, cached_tokens, output_tokens: the server's usage.
         error: why it failed; None if it was answered to the end.
@@ -45,12 +45,12 @@ class Record:
 
     @property
     def latency(self) -> float:
-        """From sending to the last event with text, in seconds."""
+        """From sending to the last event with a token, in seconds."""
         return self.arrivals[-1] - self.sent
 
     @property
     def itl(self) -> list[float]:
-        """Inter-token latencies, in seconds: one less than there are events with text."""
+        """Inter-token latencies, in seconds: one less than there are such events."""
         return [b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
     @property
@@ -130,23 +130,26 @@ class BenchClient:
             if "error" in event:
                 return f"error event: {event['error']!s:.300}"
             usage = event.get("usage") or usage
-            if self._text(event):
+            if self._brings_a_token(event):
                 record.arrivals.append(now)
         else:
             return "the stream ended without [DONE]"
         if usage is None:
             return "the stream had no usage"
         if not record.arrivals:
-            return "the stream had no text"
+            return "the stream had no token"
         record.prompt_tokens = usage["prompt_tokens"]
         record.output_tokens = usage["completion_tokens"]
         details = usage.get("prompt_tokens_details") or {}
         record.cached_tokens = details.get("cached_tokens") or 0
         return None
 
-    def _text(self, event: dict[str, Any]) -> str:
-        choices = event.get("choices") or [{}]
-        if self._endpoint == "completions":
-            return choices[0].get("text") or ""
-        delta = choices[0].get("delta") or {}
-        return delta.get("content") or delta.get("reasoning_content") or ""
+    def _brings_a_token(self, event: dict[str, Any]) -> bool:
+        for choice in event.get("choices") or ():
+            if self._endpoint == "completions":
+                # llama-server sends tokens without text as empty ones; the last event may be no
+                # token, but say why it ends.
+                return bool(choice.get("text")) or choice.get("finish_reason") is None
+            delta = choice.get("delta") or {}
+            return bool(delta.get("content") or delta.get("reasoning_content"))
+        return False

@@ -141,7 +141,8 @@ async def _measure(
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     async with aiohttp.ClientSession(
         headers=headers,
-        connector=aiohttp.TCPConnector(limit=0),
+        # A connection of its own for each request: some servers close idle ones while we write.
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         timeout=aiohttp.ClientTimeout(total=None),
         read_bufsize=_MAX_EVENT_BYTES,
     ) as session:
