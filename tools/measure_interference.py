@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,7 +38,7 @@ async def measure(
     rng = np.random.default_rng(0)
 
     def draw(size: int) -> list[int]:
-        return rng.integers(0, engine.shape.vocab_size, size).tolist()
+        return [int(token) for token in rng.integers(0, engine.shape.vocab_size, size)]
 
     arrivals: list[list[float]] = [[] for _ in range(num_streams)]
     streams = [
@@ -57,7 +58,7 @@ async def measure(
     gaps = [
         later - earlier
         for times in arrivals
-        for earlier, later in zip(times, times[1:], strict=False)
+        for earlier, later in pairwise(times)
         if started < later <= ended
     ]
     return ended - started, gaps
@@ -84,9 +85,8 @@ def main() -> None:
         seconds, gaps = asyncio.run(measure(engine, options.streams, options.prompt))
         limit = engine.stats().max_itl_s
     p50, p95, p99 = np.percentile(gaps, [50, 95, 99])
-    print(
-        f"prompt        {options.prompt} tokens in {seconds:.1f} s, {options.prompt / seconds:.0f} tokens/s"
-    )
+    rate = options.prompt / seconds
+    print(f"prompt        {options.prompt} tokens in {seconds:.1f} s, {rate:.0f} tokens/s")
     print(f"streams       {options.streams}, {len(gaps)} gaps meanwhile")
     print(f"gap p50       {1e3 * p50:.1f} ms")
     print(f"gap p95       {1e3 * p95:.1f} ms")
