@@ -44,8 +44,9 @@ from synthetic_shapes import (
 from kt_demo_model.progress import BuildProgress
 from kt_demo_model.shards import write_shards
 from kt_demo_model.source import source_gguf
+from kt_runtime.checkpoint.gguf import Gguf
 from kt_runtime.checkpoint.model_dir import ModelConfig
-from kt_runtime.text.gguf_vocabulary import build_tokenizer, read_metadata
+from kt_runtime.text.gguf_vocabulary import build_tokenizer, metadata_of
 
 MAX_SHARD_BYTES = 1 << 30  # what is in memory at once while safetensors are written
 POOL_BYTES = 1 << 25  # of random bits per type: repeats are out of every cache
@@ -125,7 +126,7 @@ def vocabulary(kind: str, size: int) -> dict[str, Any]:
         size: what the model has; tokens beyond the vocabulary's are padding.
     """
     if kind == "smollm2":
-        source = read_metadata(source_gguf(BuildProgress(True)))
+        source = metadata_of(Gguf(source_gguf(BuildProgress(True))))
         keys = ("model", "pre", "tokens", "token_type", "merges")
         data = {f"tokenizer.ggml.{key}": source.get(f"tokenizer.ggml.{key}") for key in keys}
         data["tokenizer.chat_template"] = source.text("tokenizer.chat_template")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from kt_runtime.checkpoint.checkpoint import open_checkpoint
 from kt_runtime.checkpoint.gguf import MAX_HEADER_BYTES, TYPES, Gguf, is_gguf, shard_paths
 from kt_runtime.checkpoint.gguf_blocks import dequantize
+from kt_runtime.llm import LLM
 from kt_runtime.protocols import QuantTensor
 from kt_runtime.text import ChatTemplate, Tokenizer
 
@@ -334,6 +335,23 @@ def test_any_mutation_loads_or_is_refused(content: bytes) -> None:
     except ValueError as error:
         if not str(error).startswith("["):  # by its form it is none of ours
             raise
+
+
+def test_all_readers_of_a_model_share_one_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    original = Gguf.__init__
+
+    def init(self: Gguf, path: str | Path) -> None:
+        opened.append(Path(path))
+        original(self, path)
+
+    monkeypatch.setattr(Gguf, "__init__", init)
+    path, _ = write_tiny("qwen3_moe", tmp_path, lambda _: Type.F32, vocabulary=byte_level())
+    with LLM(path, num_threads=1, num_pages=8) as llm:
+        assert llm.tokenizer is not None
+    assert opened == [path]
 
 
 def read_everything(path: Path) -> None:

@@ -256,7 +256,7 @@ def test_packing_experts_holds_one_matrix_per_thread(pool: ThreadPool) -> None:
     KtOps(pool, MAX_TOKENS).pack_experts(16, 32, 16, 2, formats, load)
     gc.collect()
     assert alive[0] == 0
-    # Two per thread: those just packed die when the next ones have been read.
+    # Two per thread: what was just packed dies when the next one has been read.
     assert most[0] <= 2 * pool.num_threads
 
 

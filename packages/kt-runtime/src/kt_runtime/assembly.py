@@ -13,6 +13,7 @@ from kt_runtime.cache.page_pool import PagePool
 from kt_runtime.cache.store import PageCounts, open_store
 from kt_runtime.checkpoint.checkpoint import open_checkpoint
 from kt_runtime.checkpoint.model_dir import ModelConfig
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.exec.backend import Backend, open_backend
 from kt_runtime.exec.cpu_graph import CpuGraphRunner
@@ -52,9 +53,11 @@ class EngineParts:
 
 
 def assemble(
-    path: Path, config: EngineConfig, progress: Callable[[int, int], None] | None
+    path: str | Path | ModelFiles,
+    config: EngineConfig,
+    progress: Callable[[int, int], None] | None,
 ) -> EngineParts:
-    """Load the model in `path` with its backend and pages; see `Engine.from_pretrained`."""
+    """Load a model with its backend and pages; see `Engine.from_pretrained`."""
     checkpoint = open_checkpoint(path)
     backend = open_backend(config)
     model = load_model(checkpoint, backend.ops, config.weight_format, progress)
@@ -64,7 +67,7 @@ def assemble(
         config,
         model_config=checkpoint.config,
         eos_token_ids=checkpoint.eos_token_ids,
-        model_path=path,
+        model_path=checkpoint.path,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_runtime.assembly import EngineParts, assemble
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import (
     EngineClosedError,
@@ -130,14 +131,15 @@ class Engine:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Path | ModelFiles,
         config: EngineConfig | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
         """Load a checkpoint.
 
         Args:
-            path: a Hugging Face directory with config.json and safetensors, or a GGUF file.
+            path: a Hugging Face directory with config.json and safetensors, or a GGUF file;
+                or what ModelFiles.open made of either.
             config: None takes the defaults.
             progress: called with (bytes packed so far, bytes in all) while loading.
 
@@ -145,7 +147,7 @@ class Engine:
             ValueError: `[checkpoint] …`, `[gguf] …` or `[config] …`: not a usable model or setting.
         """
         config = config or EngineConfig()
-        parts = assemble(Path(path), config, progress)
+        parts = assemble(path, config, progress)
         probed = probe(parts.runner, parts.shape, config, parts.max_model_len)
         times = StepTimeModel(parts.shape.num_experts, parts.shape.top_k, probed)
         return cls(parts, config, times=times)

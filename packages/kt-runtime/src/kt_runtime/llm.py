@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig, WeightFormat
 from kt_runtime.core import (
     EngineStats,
@@ -94,7 +95,7 @@ class LLM:
         **engine_config: Any,
     ) -> None:
         config = EngineConfig(weight_format=weight_format, device=device, **engine_config)
-        found = resolve_model(path)
+        found = ModelFiles.open(resolve_model(path))
         self.tokenizer = Tokenizer.from_pretrained(found) if Tokenizer.is_in(found) else None
         self._chat_template = ChatTemplate.from_pretrained(found)
         self._request_ids = itertools.count()

@@ -138,8 +138,8 @@ class Ops(Protocol):
         weight_formats: Mapping[Projection, str],
         load: Callable[[int, Projection], Tensor | QuantTensor],
     ) -> Any:
-        """Packs one expert's projection at a time: peak memory is the packed size plus one
-        projection. Each projection has a format of its own."""
+        """Peak memory is the packed size plus one projection per thread: `load` is called from
+        several. Each projection has a format of its own."""
         ...
 
     # Compute.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kt_runtime.checkpoint.gguf_model import GgufModel
 from kt_runtime.checkpoint.model_dir import ModelConfig, ModelDir
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.checkpoint.safetensors import SafetensorsSource
 from kt_runtime.protocols import TensorSource
 
@@ -33,15 +34,16 @@ class Checkpoint:
     open_tensors: Callable[[], TensorSource]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path | ModelFiles) -> Checkpoint:
     """Reads and checks all that is no weight.
 
     Raises:
         ValueError: `[checkpoint] …` or `[gguf] …`, naming file and key.
     """
-    path = Path(path)
-    if path.is_file():
-        gguf = GgufModel.open(path)
+    opened = ModelFiles.open(path)
+    path = opened.path
+    if opened.gguf is not None:
+        gguf = GgufModel.open(opened.gguf)
         return Checkpoint(
             path, gguf.config, gguf.model_type, gguf.eos_token_ids, lambda: gguf.source
         )

@@ -40,6 +40,7 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+_LENGTH = struct.Struct("<Q")  # before each string
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -224,7 +225,7 @@ class _Shard:
     def _array(self, key: str) -> Any:
         kind = self._scalar("I", key)
         if kind == _STRING:
-            return [self._string(key) for _ in range(self._count(f"the length of {key!r}", 8))]
+            return self._strings(key)
         if kind not in _SCALARS:
             raise ValueError(
                 f"[gguf] the elements of {key!r} in {self._name} must be numbers, booleans or "
@@ -235,6 +236,23 @@ class _Shard:
         values = array(code)
         values.frombytes(self._take(self._count(f"the length of {key!r}", size) * size, key))
         return [self._bool(value, key) for value in values] if kind == _BOOL else values
+
+    def _strings(self, key: str) -> list[str]:
+        """As many `_string`s as an array says: vocabularies have hundreds of thousands."""
+        values: list[str] = []
+        count = self._count(f"the length of {key!r}", 8)
+        at, limit, data, length = self._at, self._limit, self._map, _LENGTH.unpack_from
+        try:
+            for _ in range(count):
+                begin = at + 8
+                at = begin + length(data, at)[0] if begin <= limit else limit + 1
+                if at > limit:
+                    raise self._cut_off(key)
+                values.append(str(data[begin:at], "utf-8"))
+                self._at = at
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(key, error) from None
+        return values
 
     def _read_tensor(self, shard: int, alignment: int) -> TensorInfo:
         name = self._string("a tensor's name")
@@ -283,9 +301,7 @@ class _Shard:
                 try:
                     return data[at + 8 : end].decode("utf-8")
                 except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"[gguf] {what} in {self._name} must be UTF-8; got {error}"
-                    ) from None
+                    raise self._not_utf8(what, error) from None
         raise self._cut_off(what)
 
     def _scalar(self, code: str, what: str) -> Any:
@@ -301,6 +317,9 @@ class _Shard:
             raise self._cut_off(what)
         self._at = begin + nbytes
         return self._map[begin : begin + nbytes]
+
+    def _not_utf8(self, what: str, error: UnicodeDecodeError) -> ValueError:
+        return ValueError(f"[gguf] {what} in {self._name} must be UTF-8; got {error}")
 
     def _cut_off(self, what: str) -> ValueError:
         return ValueError(

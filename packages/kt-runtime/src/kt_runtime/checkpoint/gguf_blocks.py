@@ -9,6 +9,7 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -19,17 +20,29 @@ from kt_runtime.protocols import QuantTensor
 _CHUNK = 1 << 17
 
 
-def dequantize(weight: QuantTensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantize(
+    weight: QuantTensor, dtype: torch.dtype = torch.float32, num_threads: int = 1
+) -> Tensor:
     """The values, (rows, columns), of any format in BLOCK_FORMATS."""
     rows, columns = weight.shape
     unpack = BLOCK_FORMATS[weight.format]
     out = torch.empty(rows, columns, dtype=dtype)
     step = max(1, _CHUNK // columns)
-    for begin in range(0, rows, step):
+
+    def unpack_rows(begin: int) -> None:
         blocks = weight.blocks[begin : begin + step]
         elements = 256 if weight.format.endswith("_k") else 32
         values = unpack(blocks.reshape(len(blocks) * columns // elements, -1))
         out[begin : begin + step] = values.view(len(blocks), columns)
+
+    begins = range(0, rows, step)
+    if num_threads == 1:
+        for begin in begins:
+            unpack_rows(begin)
+        return out
+    with ThreadPoolExecutor(num_threads) as threads:
+        for _ in threads.map(unpack_rows, begins):
+            pass  # raises what a thread raised
     return out
 
 

@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -117,13 +116,12 @@ class GgufModel:
     source: GgufSource
 
     @classmethod
-    def open(cls, path: str | Path) -> GgufModel:
-        """Maps the file, or all files of a split model named by the first, and reads the headers.
+    def open(cls, gguf: Gguf) -> GgufModel:
+        """Reads what the opened files say of the model.
 
         Raises:
             ValueError: `[gguf] …` or `[checkpoint] …` naming the file, key or tensor.
         """
-        gguf = Gguf(path)
         metadata = ModelConfig(gguf.metadata, gguf.path)
         shapes = {name: info.shape for name, info in gguf.tensors.items()}
         mapped = map_architecture(metadata, shapes)

@@ -4,6 +4,7 @@ architecture."""
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -32,15 +33,18 @@ class WeightReader:
         weight_format: WeightFormat,
         progress: Progress | None = None,
     ) -> None:
-        """progress: called with (bytes read, bytes in the checkpoint) after every tensor."""
+        """progress: called with (bytes read, bytes in the checkpoint) after every tensor, by one
+        thread at a time."""
         self._source = source
         self._ops = ops
         self._weight_format = weight_format
         self._progress = progress
         self._bytes = {name: source.nbytes(name) for name in source.names()}
+        self._total_bytes = sum(self._bytes.values())
         self._unread = set(self._bytes)
         self._formats: defaultdict[Role, set[str]] = defaultdict(set)
         self._bytes_read = 0
+        self._reading = threading.Lock()  # experts are read by several threads
 
     def vector(self, name: str, size: int) -> Any:
         """One (size,) tensor."""
@@ -115,7 +119,7 @@ class WeightReader:
                 f"[checkpoint] every tensor must be known to the model; "
                 f"got {len(left)} unknown ones: {_sample(left)}"
             )
-        self._report(sum(self._bytes.values()))
+        self._report(self._total_bytes)
 
     def _format(self, role: Role, stored: str) -> str:
         packed = resolve(self._weight_format, role, stored)
@@ -138,15 +142,16 @@ class WeightReader:
         if got != shape:
             raise ValueError(f"[checkpoint] {name} must have shape {shape}; got {got}")
         tensor = self._source.get(name)
-        if name in self._unread:
-            self._unread.remove(name)
-            self._report(self._bytes_read + self._bytes[name])
+        with self._reading:
+            if name in self._unread:
+                self._unread.remove(name)
+                self._report(self._bytes_read + self._bytes[name])
         return tensor
 
     def _report(self, bytes_read: int) -> None:
         self._bytes_read = bytes_read
         if self._progress is not None:
-            self._progress(bytes_read, sum(self._bytes.values()))
+            self._progress(bytes_read, self._total_bytes)
 
 
 def _sample(names: Iterable[str], most: int = 3) -> str:

@@ -62,7 +62,7 @@ class KtOps:
         """A float32, bf16 or f16 copy of the table."""
         dtype = EMBEDDING_DTYPES[weight_format]
         if isinstance(weight, QuantTensor):
-            return dequantize(weight, dtype)
+            return dequantize(weight, dtype, self.pool.num_threads)
         return weight.to(dtype, copy=True).contiguous()
 
     def pack_linear(
@@ -86,7 +86,7 @@ class KtOps:
         weight_formats: Mapping[Projection, str],
         load: Callable[[int, Projection], Tensor | QuantTensor],
     ) -> MoE:
-        """All experts; one matrix per thread is unpacked at a time, `load` runs on this thread."""
+        """All experts, as many at a time as there are threads: each loads and packs a whole one."""
         experts = Experts.empty(
             num_experts,
             hidden_size,
@@ -96,16 +96,14 @@ class KtOps:
             down=weight_formats["down"],
             group_size=self.group_size,
         )
-        places = [(e, p) for e in range(num_experts) for p in PROJECTIONS]
-        at_once = self.pool.num_threads
-        with ThreadPoolExecutor(at_once) as packers:
-            for first in range(0, len(places), at_once):
-                puts = [
-                    packers.submit(experts.put, e, p, _source(load(e, p)))
-                    for e, p in places[first : first + at_once]
-                ]
-                for put in puts:
-                    put.result()
+
+        def put_expert(expert: int) -> None:
+            for projection in PROJECTIONS:
+                experts.put(expert, projection, _source(load(expert, projection)))
+
+        with ThreadPoolExecutor(self.pool.num_threads) as packers:
+            for _ in packers.map(put_expert, range(num_experts)):
+                pass  # raises what a packer raised, and lets the others go
         return MoE(experts, top_k=top_k, max_tokens=self.max_tokens, pool=self.pool)
 
     def embedding(self, input_ids: Tensor, weight: Tensor) -> Tensor:

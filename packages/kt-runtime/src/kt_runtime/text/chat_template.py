@@ -15,6 +15,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.text import gguf_vocabulary
 
 # The tokens that templates may name. Others (image markers and the like) belong to inputs we do not
@@ -60,7 +61,7 @@ class ChatTemplate:
             ) from None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> ChatTemplate | None:
+    def from_pretrained(cls, path: str | Path | ModelFiles) -> ChatTemplate | None:
         """Load the template of a checkpoint directory (chat_template.jinja, else
         tokenizer_config.json's) or of a GGUF file.
 
@@ -70,15 +71,16 @@ class ChatTemplate:
         Raises:
             ValueError: a file is unreadable, or the template is not valid Jinja.
         """
-        if Path(path).is_file():
-            found = gguf_vocabulary.chat_template(gguf_vocabulary.read_metadata(path))
+        opened = ModelFiles.open(path)
+        if opened.gguf is not None:
+            found = gguf_vocabulary.chat_template(gguf_vocabulary.metadata_of(opened.gguf))
             return None if found is None else cls(*found)
-        config = _read_json(Path(path) / "tokenizer_config.json")
-        fallback = _read_json(Path(path) / "special_tokens_map.json")
+        config = _read_json(opened.path / "tokenizer_config.json")
+        fallback = _read_json(opened.path / "special_tokens_map.json")
         tokens = {
             name: _token_text(config.get(name) or fallback.get(name)) for name in _TOKEN_NAMES
         }
-        file = Path(path) / "chat_template.jinja"
+        file = opened.path / "chat_template.jinja"
         source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
         if isinstance(source, list):  # several named ones: tool use and retrieval have their own
             source = next(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokenizers import (
@@ -103,9 +102,9 @@ PRE_TOKENIZERS: Mapping[str, _Pre] = {
 }
 
 
-def read_metadata(path: str | Path) -> ModelConfig:
-    """The keys of a GGUF file. Raises ValueError `[gguf] …`."""
-    return ModelConfig(Gguf(path).metadata, Path(path))
+def metadata_of(gguf: Gguf) -> ModelConfig:
+    """The keys of a GGUF file."""
+    return ModelConfig(gguf.metadata, gguf.path)
 
 
 def has_vocabulary(metadata: ModelConfig) -> bool:

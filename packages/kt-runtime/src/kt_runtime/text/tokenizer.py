@@ -12,6 +12,7 @@ from typing import Any
 
 import tokenizers
 
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.text import gguf_vocabulary
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -61,21 +62,23 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Tokenizer:
+    def from_pretrained(cls, path: str | Path | ModelFiles) -> Tokenizer:
         """Load tokenizer.json of a checkpoint directory, or the tokenizer of a GGUF file.
 
         Raises:
             ValueError: it is missing, unreadable, or of a kind that cannot be decoded token by
                 token.
         """
-        if Path(path).is_file():
-            return cls(gguf_vocabulary.build_tokenizer(gguf_vocabulary.read_metadata(path)))
-        file = Path(path) / "tokenizer.json"
+        opened = ModelFiles.open(path)
+        if opened.gguf is not None:
+            metadata = gguf_vocabulary.metadata_of(opened.gguf)
+            return cls(gguf_vocabulary.build_tokenizer(metadata))
+        file = opened.path / "tokenizer.json"
         if not file.is_file():
             raise ValueError(
-                f"[tokenizer] tokenizer.json must exist in the model directory; got {path}. Where "
-                "the checkpoint has another tokenizer format, write it once with transformers: "
-                "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+                f"[tokenizer] tokenizer.json must exist in the model directory; got {opened.path}. "
+                "Where the checkpoint has another tokenizer format, write it once with "
+                "transformers: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
@@ -87,11 +90,12 @@ class Tokenizer:
         return cls(backend)
 
     @staticmethod
-    def is_in(path: str | Path) -> bool:
+    def is_in(path: str | Path | ModelFiles) -> bool:
         """Whether a checkpoint directory or GGUF file has a tokenizer."""
-        if Path(path).is_file():
-            return gguf_vocabulary.has_vocabulary(gguf_vocabulary.read_metadata(path))
-        return (Path(path) / "tokenizer.json").is_file()
+        opened = ModelFiles.open(path)
+        if opened.gguf is not None:
+            return gguf_vocabulary.has_vocabulary(gguf_vocabulary.metadata_of(opened.gguf))
+        return (opened.path / "tokenizer.json").is_file()
 
     @property
     def vocab_size(self) -> int:

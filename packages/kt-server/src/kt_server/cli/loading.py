@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig, WeightFormat
 from kt_runtime.inspect import resolve_model
 from kt_runtime.text import ChatTemplate, Tokenizer
@@ -64,11 +65,12 @@ def load_model(name: str, config: EngineConfig) -> LoadedModel:
     path = resolve_model(name)
     from kt_runtime.engine import Engine  # seconds, which `kt --help` need not take
 
-    tokenizer = Tokenizer.from_pretrained(path)
-    chat_template = ChatTemplate.from_pretrained(path)
+    files = ModelFiles.open(path)
+    tokenizer = Tokenizer.from_pretrained(files)
+    chat_template = ChatTemplate.from_pretrained(files)
     sampling_defaults = SamplingDefaults.from_pretrained(path)
     with _LoadingProgress() as progress:
-        engine = Engine.from_pretrained(path, config, progress=progress.update)
+        engine = Engine.from_pretrained(files, config, progress=progress.update)
     return LoadedModel(path, engine, tokenizer, chat_template, sampling_defaults)
 
 
