@@ -95,6 +95,9 @@ def test_one_pause_is_forgotten():
 @pytest.mark.parametrize("faster", [0.25, 3.0])
 def test_a_machine_that_changed_is_followed(faster):
     model = probed_model()
+    for _ in range(50):
+        for work in OTHERS:
+            model.observe(work, machine(work))
     for _ in range(20):
         for work in OTHERS:
             model.observe(work, machine(work, faster))

@@ -342,7 +342,6 @@ class Engine:
         Raises:
             ContextLengthError, ValueError: as `add`.
         """
-
         check_request(
             request,
             vocab_size=self.shape.vocab_size,
