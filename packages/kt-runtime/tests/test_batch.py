@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt_runtime.core import Request
+from kt_runtime.core import Request, SamplingParams
 from kt_runtime.exec.batch import build_batch, num_logits_rows
 from kt_runtime.scheduler import ScheduledSequence, Sequence
 
@@ -42,6 +42,15 @@ def test_a_decode_a_chunk_and_a_whole_prompt():
     assert batch.cu_seqlens_q.tolist() == [0, 1, 3, 6]
     assert batch.logits_rows.tolist() == [0, 3, 4, 5]
     assert [num_logits_rows(s) for s in step] == [1, 0, 3]
+
+
+def test_a_prompt_that_is_computed_again_wants_no_more_logits_than_it_needs():
+    sampling = SamplingParams(prompt_logprobs=1)
+    first = share([10, 11, 12, 13], 0, 3, [7, 3], sampling=sampling)
+    assert num_logits_rows(first) == 3
+    first.sequence.token_ids.extend([14, 15])  # it said two tokens and was preempted
+    assert num_logits_rows(first) == 0
+    assert num_logits_rows(ScheduledSequence(first.sequence, 6)) == 1
 
 
 @given(
