@@ -152,9 +152,11 @@ def test_what_goes_wrong_while_growing_leaves_nothing_behind(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("kt_kvcache.Space.reserve", out_of_memory)
-        with pytest.raises(MemoryError):
+        with pytest.raises(MemoryError) as caught:
             pool.allocate(prompt, 9, None, reuse=True)
+    # At once, while the traceback still holds all there was.
     assert counts(store) == (6, 2, 0)
+    assert caught.traceback
 
 
 def test_tenants_and_requests_without_reuse_share_nothing():
