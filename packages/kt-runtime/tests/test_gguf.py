@@ -4,6 +4,7 @@ they cannot be right."""
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -301,35 +302,41 @@ def header_size() -> int:
     return min(info.begin for info in Gguf(path).tensors.values())
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> bytes:
-    """The sound file with a few bytes of its header changed, or pieces cut out, or its end lost."""
+def mutated(seed: int) -> bytes:
+    """The sound file with a few bytes of its header changed, cut out or put in, or its end lost.
+
+    Places are drawn evenly (hypothesis prefers the first bytes, where all is refused at once).
+    Every second change hits the settings before the vocabulary, which is most of the header.
+    """
+    rng = random.Random(seed)
     content = bytearray(sound_file())
-    for _ in range(draw(st.integers(1, 4))):
-        # Half of the changes hit the settings before the vocabulary, which is most of the header.
-        at = draw(st.one_of(st.integers(0, 2000), st.integers(0, header_size() - 1)))
-        kind = draw(st.sampled_from(["byte", "number", "cut", "insert", "truncate"]))
-        if kind == "byte":
-            content[at] = draw(st.integers(0, 255))
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        at = rng.randrange(24, rng.choice([1200, header_size()]))
+        kind = rng.choice(["bit", "bit", "byte", "number", "cut", "insert", "truncate"])
+        if kind == "bit":
+            content[at] ^= 1 << rng.randrange(8)
+        elif kind == "byte":
+            content[at] = rng.randrange(256)
         elif kind == "number":
-            number = draw(st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
-            content[at : at + 8] = number.to_bytes(8, "little")
+            number = rng.choice([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
+            size = rng.choice([1, 2, 4, 8])
+            content[at : at + size] = number.to_bytes(8, "little")[-size:]
         elif kind == "cut":
-            del content[at : at + draw(st.integers(1, 16))]
+            del content[at : at + rng.randint(1, 16)]
         elif kind == "insert":
-            content[at:at] = draw(st.binary(min_size=1, max_size=16))
+            content[at:at] = rng.randbytes(rng.randint(1, 16))
         else:
-            del content[draw(st.integers(0, len(content))) :]
+            del content[rng.randrange(len(content)) :]
             break
     return bytes(content)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(mutations())
-def test_any_mutation_loads_or_is_refused(content: bytes) -> None:
+@given(st.integers(0, 2**32 - 1))
+def test_any_mutation_loads_or_is_refused(seed: int) -> None:
     """ValueError or a model whose every tensor can be read; never another error, never a hang."""
     path = Path(_directory.name) / "mutated.gguf"
-    path.write_bytes(content)
+    path.write_bytes(mutated(seed))
     try:
         read_everything(path)
     except ValueError as error:

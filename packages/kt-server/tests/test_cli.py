@@ -23,7 +23,7 @@ def test_version() -> None:
     assert result.output.startswith(f"kt {__version__} (kt-runtime ")
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "chat", "run", "doctor"])
 def test_help_loads_no_torch(command: str) -> None:
     code = (
         "import sys; from kt_server.cli import app\n"
@@ -40,6 +40,7 @@ def test_help_loads_no_torch(command: str) -> None:
     ("arguments", "message"),
     [
         (["serve", "no-such-model"], "[model] model must be a directory"),
+        (["run", __file__, "hi"], "[model] model must be a directory with a config.json, a GGUF"),
         (["chat", "no-such-model", "hi"], "[model] model must be a directory"),
         (["serve", "x", "--kv-memory-gb", "-1"], "[config] kv_memory_gb must be positive; got -1"),
         (

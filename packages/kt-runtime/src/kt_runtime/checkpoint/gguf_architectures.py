@@ -10,6 +10,9 @@ from typing import Any
 
 from kt_runtime.checkpoint.model_dir import ModelConfig
 
+# Tables of positions are made for all of them. The longest published context is half of this.
+MAX_CONTEXT = 1 << 21
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 MODEL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -161,6 +164,17 @@ def _common(metadata: ModelConfig, shapes: Shapes, name: str) -> dict[str, Any]:
         f"{name}.rope.dimension_count",
         default=max(1, hidden_size // num_heads),
     )
+    rows = shapes.get("blk.0.attn_q.weight", (0,))[0]
+    if num_heads * head_dim != rows:
+        raise ValueError(
+            f"[gguf] {name}.attention.head_count heads of {head_dim} must be the {rows} rows of "
+            f"blk.0.attn_q.weight; got {num_heads}"
+        )
+    context = metadata.size(f"{name}.context_length")
+    if context > MAX_CONTEXT:
+        raise ValueError(
+            f"[gguf] {name}.context_length must be at most {MAX_CONTEXT}; got {context}"
+        )
     for key in ("attention.value_length", "rope.dimension_count"):
         other = metadata.size(f"{name}.{key}", default=head_dim)
         if other != head_dim:
@@ -173,7 +187,7 @@ def _common(metadata: ModelConfig, shapes: Shapes, name: str) -> dict[str, Any]:
         "num_attention_heads": num_heads,
         "num_key_value_heads": metadata.size(f"{name}.attention.head_count_kv", default=num_heads),
         "head_dim": head_dim,
-        "max_position_embeddings": metadata.size(f"{name}.context_length"),
+        "max_position_embeddings": context,
         "rms_norm_eps": metadata.number(f"{name}.attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope(metadata, name),
         "tie_word_embeddings": "output.weight" not in shapes,

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `kt` command: serve, chat, bench, doctor. Parses and prints; the work is done elsewhere."""
+"""The `kt` command: serve, chat, run, bench, doctor. Parses and prints; the work is done
+elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from kt_server import __version__
 from kt_server.cli.bench import bench as bench_command
 from kt_server.cli.chat import chat as chat_command
 from kt_server.cli.doctor import doctor as doctor_command
+from kt_server.cli.run import run as run_command
 from kt_server.cli.serve import serve as serve_command
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
 app.command("serve")(serve_command)
 app.command("chat")(chat_command)
 app.command("bench")(bench_command)
+app.command("run")(run_command)
 app.command("doctor")(doctor_command)
 
 
