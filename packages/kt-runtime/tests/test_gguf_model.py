@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -146,6 +147,16 @@ def test_split_files_are_one_model(tmp_path: Path) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
+def test_linear_scaling_stretches_positions(tmp_path: Path) -> None:
+    scaled = {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 2.0}
+    path, judge = write_tiny("llama", tmp_path, lambda _: Type.F32, **scaled)
+    config = json.loads((judge / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": "linear", "factor": 2.0}
+    (judge / "config.json").write_text(json.dumps(config))
+    got, want = (run(load_model(p, ops_of("torch"), "float32"), "torch") for p in (path, judge))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
 def test_stored_rotary_divisors_are_llama_3_s_scaling(tmp_path: Path) -> None:
     model, _ = tiny_checkpoint("llama-ragged-tied-biases-scaled")
     plain = 1e4 ** (-np.arange(0, 24, 2) / 24)
@@ -175,6 +186,7 @@ def test_stored_rotary_divisors_are_llama_3_s_scaling(tmp_path: Path) -> None:
         ({"llama__rope__dimension_count": 16}, r"rope.dimension_count must be the head size 32"),
         ({"llama__attention__sliding_window": 4096}, r"sliding_window must be 0 or absent"),
         ({"llama__logit_scale": 0.5}, r"llama.logit_scale must be 0.0 or absent; got 0.5"),
+        ({"llama__rope__scale_linear": 4.0}, r"rope.scale_linear must be 1.0 or absent; got 4.0"),
         ({"llama__rope__scaling__type": "yarn"}, r"scaling.type must be none or linear; got .yarn"),
         ({"llama__expert_count": 8}, r"expert_count must be the first axis of .* got 8"),
         ({"llama__embedding_length": "128"}, r"embedding_length in .*model.gguf must be a whole"),

@@ -57,6 +57,7 @@ NEUTRAL: Mapping[str, tuple[float, ...]] = {
     "expert_weights_scale": (0.0, 1.0),
     "logit_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
+    "rope.scale_linear": (1.0,),  # how files of 2023 say rope.scaling
     "use_parallel_residual": (False,),
 }
 
@@ -111,6 +112,9 @@ def _llama(metadata: ModelConfig, shapes: Shapes) -> Mapped:
             "model_type": "mixtral",
             "num_local_experts": num_experts,
             "num_experts_per_tok": metadata.size("llama.expert_used_count"),
+            "intermediate_size": metadata.size(
+                "llama.expert_feed_forward_length", "llama.feed_forward_length"
+            ),
         }
     else:
         config["model_type"] = "llama"
