@@ -58,9 +58,21 @@ def assemble(
     progress: Callable[[int, int], None] | None,
 ) -> EngineParts:
     """Load a model with its backend and pages; see `Engine.from_pretrained`."""
-    checkpoint = open_checkpoint(path)
-    backend = open_backend(config)
-    model = load_model(checkpoint, backend.ops, config.weight_format, progress)
+    files = ModelFiles.open(path)
+    checkpoint = open_checkpoint(files)
+    if config.pack_cache is None:
+        files.read_ahead.start()
+
+    def packed(done: int, total: int) -> None:
+        files.read_ahead.packed(done)
+        if progress is not None:
+            progress(done, total)
+
+    try:
+        backend = open_backend(config, files)
+        model = load_model(checkpoint, backend.ops, config.weight_format, packed)
+    finally:
+        files.read_ahead.close()
     return build_parts(
         model,
         backend,

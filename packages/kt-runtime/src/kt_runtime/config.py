@@ -49,6 +49,8 @@ class EngineConfig:
         cpu_graph: replay decode steps as recorded graphs (backend "kt" only).
         debug_numerics: look at every op's output; a request whose values are not finite ends with
             an error that names op, layer and step. Slow: no graphs.
+        pack_cache: a directory that keeps packed experts between starts (backend "kt" only): what
+            is kept belongs to the checkpoint's content and these settings. None keeps none.
         num_threads: compute threads; None takes all physical cores allowed to this process.
     """
 
@@ -71,6 +73,7 @@ class EngineConfig:
     enable_prefix_cache: bool = True
     cpu_graph: bool = True
     debug_numerics: bool = False
+    pack_cache: str | None = None
     num_threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -137,9 +137,14 @@ class Ops(Protocol):
         top_k: int,
         weight_formats: Mapping[Projection, str],
         load: Callable[[int, Projection], Tensor | QuantTensor],
+        name: str = "",
     ) -> Any:
         """Peak memory is the packed size plus one projection per thread: `load` is called from
-        several. Each projection has a format of its own."""
+        several. Each projection has a format of its own.
+
+        name: of these experts in the checkpoint. Ops that keep packed experts find them by it, and
+        then load nothing.
+        """
         ...
 
     # Compute.

@@ -4,10 +4,13 @@ no torch."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kt_runtime.checkpoint.gguf import Gguf
+from kt_runtime.checkpoint.gguf import MAX_HEADER_BYTES, Gguf, shard_paths
+from kt_runtime.checkpoint.read_ahead import ReadAhead, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +19,13 @@ class ModelFiles:
 
     Attributes:
         path: a Hugging Face directory or a GGUF file.
-        gguf: the opened file; None for a directory, whose files are small.
+        gguf: the opened file; None for a directory.
+        read_ahead: of the weights; whoever will need them soon starts it.
     """
 
     path: Path
     gguf: Gguf | None
+    read_ahead: ReadAhead
 
     @classmethod
     def open(cls, path: str | Path | ModelFiles) -> ModelFiles:
@@ -32,4 +37,30 @@ class ModelFiles:
         if isinstance(path, ModelFiles):
             return path
         path = Path(path)
-        return cls(path, Gguf(path) if path.is_file() else None)
+        if not path.is_file():
+            return cls(path, None, ReadAhead(lambda: _in_directory(path)))
+        gguf = Gguf(path)
+        return cls(path, gguf, ReadAhead(lambda: _in_gguf(gguf)))
+
+
+def _in_gguf(gguf: Gguf) -> Iterator[Stored]:
+    files = shard_paths(gguf.path)
+    for info in gguf.tensors.values():
+        yield Stored(info.name, files[info.shard], info.begin, info.nbytes)
+
+
+def _in_directory(path: Path) -> Iterator[Stored]:
+    """As the headers of the safetensors files have it. What is wrong with one is left to those who
+    open it: reading ahead is never needed."""
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(min(length, MAX_HEADER_BYTES)))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                begin, end = map(int, entry["data_offsets"])
+                if 0 <= begin <= end:
+                    yield Stored(name, file, 8 + length + begin, end - begin)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            continue

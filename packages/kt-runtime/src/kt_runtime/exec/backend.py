@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.exec.cpu_graph import ReplayableGraph
 from kt_runtime.protocols import Ops
@@ -33,11 +35,15 @@ class Backend:
     op_counts: Callable[[], Mapping[str, int]]
 
 
-def open_backend(config: EngineConfig) -> Backend:
+def open_backend(config: EngineConfig, files: ModelFiles | None = None) -> Backend:
     """The backend that the config names. Imports only that one.
 
     With "kt" torch is left one intra-op thread, in the whole process: compute belongs to one kt
     pool, and two pools on the same cores would wait for each other.
+
+    Args:
+        config: names it.
+        files: the model whose packed experts `config.pack_cache` keeps; None keeps none.
     """
     if config.backend == "torch":
         from kt_runtime.ops.torch_ops import TorchOps
@@ -51,7 +57,19 @@ def open_backend(config: EngineConfig) -> Backend:
 
     torch.set_num_threads(1)
     pool = ThreadPool(config.num_threads)
-    ops = KtOps(pool, max_tokens=config.max_batch_tokens, group_size=config.group_size)
+    cache = None
+    if config.pack_cache is not None and files is not None:
+        from kt_runtime.ops.pack_cache import PackCache
+
+        cache = PackCache(Path(config.pack_cache).expanduser(), files)
+        if cache.is_empty:  # else little of the files will be needed
+            files.read_ahead.start()
+    ops = KtOps(
+        pool,
+        max_tokens=config.max_batch_tokens,
+        group_size=config.group_size,
+        pack_cache=cache,
+    )
 
     def new_graph(num_rows: Tensor) -> tuple[ReplayableGraph, Ops]:
         graph = Graph(pool, num_rows)

@@ -33,7 +33,7 @@ _DECODE_REPEATS = 3
 # and what the experts do; more are measured as long as the next one is not expected to take longer
 # than this, because somebody waits for the start.
 _CHUNK_GROWTH = 4
-_LONGEST_CHUNK_S = 1.0
+_LONGEST_CHUNK_S = 0.25
 # Where a late chunk stands, unless the context ends before: far enough for attention to show.
 _LATE_POSITION = 4096
 # Neighbouring ids may have similar embeddings and choose the same experts; a prime stride does not.

@@ -98,9 +98,13 @@ class WeightReader:
             return common({self._source.format(name) for name in names})
 
         formats = {p: self._format("experts", stored(p)) for p in projections}
-        return self._ops.pack_experts(
-            num_experts, hidden_size, intermediate_size, top_k, formats, load
+        experts = self._ops.pack_experts(
+            num_experts, hidden_size, intermediate_size, top_k, formats, load, name
         )
+        for expert in range(num_experts):  # also those that were found packed
+            for projection in projections:
+                self._mark_read(tensor_name(expert, projection))
+        return experts
 
     @property
     def formats(self) -> dict[str, str]:
@@ -142,11 +146,14 @@ class WeightReader:
         if got != shape:
             raise ValueError(f"[checkpoint] {name} must have shape {shape}; got {got}")
         tensor = self._source.get(name)
+        self._mark_read(name)
+        return tensor
+
+    def _mark_read(self, name: str) -> None:
         with self._reading:
             if name in self._unread:
                 self._unread.remove(name)
                 self._report(self._bytes_read + self._bytes[name])
-        return tensor
 
     def _report(self, bytes_read: int) -> None:
         self._bytes_read = bytes_read

@@ -12,6 +12,7 @@ from torch import Tensor
 import kt_kernel
 from kt_kernel import Experts, Graph, Linear, MoE, Stream, ThreadPool
 from kt_runtime.checkpoint.gguf_blocks import dequantize
+from kt_runtime.ops.pack_cache import PackCache
 from kt_runtime.protocols import Batch, KVLayer, Projection, QuantTensor, RopeTable, Router
 
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
@@ -32,6 +33,7 @@ class KtOps:
         max_tokens: int,
         group_size: int = 32,
         stream: Stream | Graph | None = None,
+        pack_cache: PackCache | None = None,
     ) -> None:
         """Settings.
 
@@ -40,10 +42,12 @@ class KtOps:
             max_tokens: most rows of one call of experts packed here.
             group_size: weights per scale of int8 and int4: 32, 64 or 128.
             stream: a Graph records what the ops are called with; None runs them at once.
+            pack_cache: where packed experts are kept between starts, if anywhere.
         """
         self.pool = pool
         self.max_tokens = max_tokens
         self.group_size = group_size
+        self._pack_cache = pack_cache
         self._stream = Stream(pool) if stream is None else stream
 
     def recorder(self, graph: Graph) -> KtOps:
@@ -85,8 +89,16 @@ class KtOps:
         top_k: int,
         weight_formats: Mapping[Projection, str],
         load: Callable[[int, Projection], Tensor | QuantTensor],
+        name: str = "",
     ) -> MoE:
-        """All experts, as many at a time as there are threads: each loads and packs a whole one."""
+        """All experts, as many at a time as there are threads: each loads and packs a whole one.
+        Kept ones are taken as they are."""
+        sizes = (num_experts, hidden_size, intermediate_size, self.group_size)
+        cache = self._pack_cache
+        key = "" if cache is None else cache.key(name, sizes, weight_formats)
+        kept = None if cache is None else cache.load(key, self.pool)
+        if kept is not None:
+            return MoE(kept, top_k=top_k, max_tokens=self.max_tokens, pool=self.pool)
         experts = Experts.empty(
             num_experts,
             hidden_size,
@@ -104,6 +116,8 @@ class KtOps:
         with ThreadPoolExecutor(self.pool.num_threads) as packers:
             for _ in packers.map(put_expert, range(num_experts)):
                 pass  # raises what a packer raised, and lets the others go
+        if cache is not None:
+            cache.keep(key, experts, self.pool)
         return MoE(experts, top_k=top_k, max_tokens=self.max_tokens, pool=self.pool)
 
     def embedding(self, input_ids: Tensor, weight: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ class TorchOps:
         top_k: int,
         weight_formats: Mapping[Projection, str],
         load: Callable[[int, Projection], Tensor | QuantTensor],
+        name: str = "",
     ) -> TorchExperts:
         """All experts, one matrix read at a time."""
         wide = (num_experts, intermediate_size, hidden_size)

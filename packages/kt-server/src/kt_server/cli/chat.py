@@ -20,6 +20,7 @@ from kt_server.cli.loading import (
     MaxModelLenOption,
     ModelArgument,
     NumThreadsOption,
+    PackCacheOption,
     WeightFormatOption,
     load_model,
 )
@@ -92,6 +93,7 @@ def chat(
     max_model_len: MaxModelLenOption = None,
     kv_memory_gb: KVMemoryOption = 1.0,
     num_threads: NumThreadsOption = None,
+    pack_cache: PackCacheOption = None,
 ) -> None:
     """Chat with MODEL in the terminal, or answer one QUESTION."""
     piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
@@ -106,6 +108,7 @@ def chat(
         max_model_len=max_model_len,
         kv_memory_gb=kv_memory_gb,
         num_threads=num_threads,
+        pack_cache=pack_cache,
     )
     loaded = load_model(model, config)
     with loaded.engine:

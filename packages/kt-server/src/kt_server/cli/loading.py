@@ -36,6 +36,9 @@ MaxModelLenOption = Annotated[
     int | None, typer.Option(help="Longest prompt plus answer, in tokens (default: the model's).")
 ]
 KVMemoryOption = Annotated[float, typer.Option(help="Memory for KV pages, in GB.")]
+PackCacheOption = Annotated[
+    str | None, typer.Option(help="Directory that keeps packed experts for the next start.")
+]
 NumThreadsOption = Annotated[
     int | None, typer.Option(help="Compute threads (default: one per physical core).")
 ]
@@ -63,9 +66,11 @@ def load_model(name: str, config: EngineConfig) -> LoadedModel:
         ValueError: no such model, or not a usable one; the message says which.
     """
     path = resolve_model(name)
+    files = ModelFiles.open(path)
+    if config.pack_cache is None:  # else the experts may be there already, packed
+        files.read_ahead.start()
     from kt_runtime.engine import Engine  # seconds, which `kt --help` need not take
 
-    files = ModelFiles.open(path)
     tokenizer = Tokenizer.from_pretrained(files)
     chat_template = ChatTemplate.from_pretrained(files)
     sampling_defaults = SamplingDefaults.from_pretrained(path)

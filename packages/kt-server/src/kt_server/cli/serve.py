@@ -24,6 +24,7 @@ from kt_server.cli.loading import (
     MaxModelLenOption,
     ModelArgument,
     NumThreadsOption,
+    PackCacheOption,
     WeightFormatOption,
     load_model,
 )
@@ -63,6 +64,7 @@ def serve(
         int | None, typer.Option(help="Most prompt tokens waiting; more get 503.")
     ] = None,
     num_threads: NumThreadsOption = None,
+    pack_cache: PackCacheOption = None,
     debug_numerics: Annotated[
         bool, typer.Option("--debug-numerics", help="Name the layer where NaN appears; slow.")
     ] = False,
@@ -74,6 +76,7 @@ def serve(
         max_model_len=max_model_len,
         kv_memory_gb=kv_memory_gb,
         num_threads=num_threads,
+        pack_cache=pack_cache,
         page_size=kv_page_size,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
