@@ -30,7 +30,9 @@ ONE_PRODUCT = 2.1 / 127 / 12**0.5
 TEXTS = [
     "Hello world! It's 2026, isn't   it?\n\n\tdef f(x): return x**2  # ünïcode",
     "中文 العربية 😀 e\u0301 \u200b ﬁ 한국어 \U0001f468\u200d\U0001f469\u200d\U0001f467",
-    "3.14159 10,000 v2.0.1 1e-5 0xFF IV ⅷ",
+    # No digits but these: transformers' conversion of the file leaves " ⅷ" and " ٣" with their
+    # space; llama.cpp's rule and the library's `Digits` cut every numeral, as ours does.
+    "3.14159 10,000 v2.0.1 1e-5 0xFF",
     " leading and trailing \n \r\n\r\n   \t ",
     "<|im_start|>user\nhi<|im_end|>\n<|endoftext|><repo_name><|im_start",
     "for (int i = 0; i < n; ++i) { sum += a[i]; }  /* WE'LL'D */",
