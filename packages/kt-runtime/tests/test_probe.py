@@ -43,7 +43,7 @@ def test_decodes_then_chunks_of_growing_size_then_a_late_one():
     seconds = dict(probed(runner))
     sizes = [StepWork(1, 0, 1), StepWork(4, 0, 4)]
     sizes += [StepWork().with_chunk(0, n) for n in (16, 64, 256, 512)]
-    assert list(seconds) == [*sizes, StepWork().with_chunk(4096 - 256, 256)]
+    assert list(seconds) == [*sizes, StepWork().with_chunk(1024 - 256, 256)]
     for work, took in seconds.items():  # the first run of each is not counted
         assert took == pytest.approx(1e-3 + 1e-4 * work.num_rows)
     assert (runner.steps, runner.graph_steps) == (7, 3)

@@ -34,8 +34,9 @@ _DECODE_REPEATS = 3
 # than this, because somebody waits for the start.
 _CHUNK_GROWTH = 4
 _LONGEST_CHUNK_S = 0.25
-# Where a late chunk stands, unless the context ends before: far enough for attention to show.
-_LATE_POSITION = 4096
+# Where a late chunk stands, unless the context ends before: far enough for attention to show, near
+# enough that starting does not wait for it.
+_LATE_POSITION = 1024
 # Neighbouring ids may have similar embeddings and choose the same experts; a prime stride does not.
 _ID_STRIDE = 7919
 
