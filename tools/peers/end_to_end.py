@@ -85,6 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--prompt", type=int, default=512, help="tokens of the prompt alone")
     add("--generate", type=int, default=64, help="tokens generated from an empty context")
     add("--streams", type=numbers, default=[4, 16], help="concurrent HTTP streams")
+    add("--requests-per-stream", type=int, default=2)
     add("--input-tokens", type=int, default=256, help="of a stream's prompt")
     add("--output-tokens", type=int, default=64, help="of a stream's answer")
     add("--out", type=Path, default=Path(), help="directory of the results")
@@ -184,14 +185,19 @@ def http(engines: tuple[WholeEngine, WholeEngine], options: argparse.Namespace) 
 
 
 def output_rate(served: Served, streams: int, options: argparse.Namespace) -> float:
-    """Aggregate output tokens per second, two requests per stream.
+    """Aggregate output tokens per second of all requests of a load.
 
     Raises:
         PeerError: a request failed.
     """
     result = options.out / "bench.json"
     words = [str(Path(sys.executable).parent / "kt"), "bench", "throughput", "--url", served.url]
-    words += ["--concurrency", str(streams), "--requests", str(2 * streams)]
+    words += [
+        "--concurrency",
+        str(streams),
+        "--requests",
+        str(options.requests_per_stream * streams),
+    ]
     words += ["--input-tokens", str(options.input_tokens)]
     words += ["--output-tokens", str(options.output_tokens), "--json", str(result)]
     output_of(words)
