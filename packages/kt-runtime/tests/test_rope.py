@@ -92,3 +92,25 @@ def test_silence_means_the_model_s_own_defaults() -> None:
 def test_unknown_scaling_is_refused_in_both_spellings(key: str, spelling: str) -> None:
     with pytest.raises(ValueError, match=r"rope type must be one of default, .*; got 'yarn'"):
         rope_table(config(**{key: {spelling: "yarn", "factor": 4.0}}), 64, theta=1e4)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"rope_theta": 0}, "positive finite frequencies; got inf"),
+        ({"rope_theta": -1e4}, "positive finite frequencies; got nan"),
+        ({"rope_type": "linear", "factor": 0}, "positive finite frequencies; got inf"),
+        ({"rope_type": "linear", "factor": -2}, "positive finite frequencies; got -"),
+        (LLAMA3 | {"low_freq_factor": 4, "high_freq_factor": 4, "factor": 0}, "positive finite"),
+        ({"rope_type": "divided", "divisors": "all"}, "must be 32 numbers; got all"),
+        ({"rope_type": "divided", "divisors": [1.0] * 31}, "must be 32 numbers"),
+        ({"rope_type": "divided", "divisors": [0.0] * 32}, "positive finite frequencies; got inf"),
+        ({"rope_type": "divided", "divisors": [float("nan")] * 32}, "frequencies; got nan"),
+    ],
+)
+def test_settings_that_make_no_rotation_are_refused(settings: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rf"\[checkpoint\] .*{rule}"):
+        rope_table(config(rope_parameters=settings), 64, theta=1e4)

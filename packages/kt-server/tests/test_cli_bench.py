@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,14 +106,7 @@ def test_failed_requests_are_shown_and_the_status_says_so(url: str, engine: Fake
 def test_a_missing_matplotlib_is_told_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, url: str, engine: FakeEngine
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *arguments: Any, **named: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *arguments, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it could not be found
     result = run("latency", "--url", url, "--plot", "x.png", *SMALL)
     assert "install kt-server[bench]" in str(result.exception)
     assert engine.requests == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kt_runtime.config import EngineConfig
 from kt_runtime.text import ChatTemplate
 from kt_server.cli import run as run_module
 from kt_server.cli.loading import LoadedModel
@@ -32,8 +33,15 @@ def test_the_answer_is_printed_once(
     prompt: str,
 ) -> None:
     model = LoadedModel(Path("x"), engine, TOKENIZER, template, SamplingDefaults(temperature=0.5))
-    monkeypatch.setattr(run_module, "load_model", lambda name, config: model)
-    run_module.run("x", "Where?", raw=raw, max_tokens=30, seed=1)
+    configs: list[EngineConfig] = []
+
+    def load_model(name: str, config: EngineConfig) -> LoadedModel:
+        configs.append(config)
+        return model
+
+    monkeypatch.setattr(run_module, "load_model", load_model)
+    run_module.run("x", "Where?", raw=raw, max_tokens=30, seed=1, pack_cache="kept")
+    assert [config.pack_cache for config in configs] == ["kept"]
     assert capsys.readouterr().out == "Paris.\n"
     (request,) = engine.requests
     assert TOKENIZER.decode(request.prompt_token_ids, skip_special_tokens=False) == prompt

@@ -46,6 +46,13 @@ def rope_table(
         )
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
     inverse_frequencies = SCALINGS[rope_type](1.0 / (base**exponents), nested)
+    # One rule for every setting that makes them: a base or factor of 0, a NaN among divisors …
+    usable = inverse_frequencies.isfinite() & (inverse_frequencies > 0)
+    if not usable.all():
+        raise ValueError(
+            f"[checkpoint] rope settings must make positive finite frequencies; got "
+            f"{inverse_frequencies[~usable][0].item()} with rope type {rope_type!r}"
+        )
     positions = torch.arange(config.size("max_position_embeddings"), dtype=torch.float32)
     angles = positions[:, None] * inverse_frequencies
     return RopeTable(cos=angles.cos(), sin=angles.sin())
@@ -72,7 +79,14 @@ def _llama3(frequencies: Tensor, settings: ModelConfig) -> Tensor:
 
 def _divided(frequencies: Tensor, settings: ModelConfig) -> Tensor:
     """Each frequency by its own divisor: what GGUF files store instead of the rule."""
-    return frequencies / torch.tensor(settings.get("divisors"), dtype=torch.float32)
+    divisors = settings.get("divisors")
+    numbers = isinstance(divisors, list) and all(isinstance(d, (int, float)) for d in divisors)
+    if not numbers or len(divisors) != len(frequencies):
+        raise ValueError(
+            f"[checkpoint] divisors of rope must be {len(frequencies)} numbers; "
+            f"got {divisors!s:.100}"
+        )
+    return frequencies / torch.tensor(divisors, dtype=torch.float32)
 
 
 SCALINGS: Mapping[str, Callable[[Tensor, ModelConfig], Tensor]] = {

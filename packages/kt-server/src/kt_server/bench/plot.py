@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from kt_server.bench.modes import Result
@@ -11,12 +12,10 @@ from kt_server.bench.modes import Result
 
 def check_plotting() -> None:
     """Raises RuntimeError where matplotlib is missing: before the measurement, not after."""
-    try:
-        import matplotlib  # noqa: F401  # asked for, not used here
-    except ImportError:
+    if find_spec("matplotlib") is None:
         raise RuntimeError(
             "[bench] --plot needs matplotlib; install kt-server[bench], or matplotlib itself"
-        ) from None
+        )
 
 
 def plot_results(results: Sequence[Result], file: Path) -> None:

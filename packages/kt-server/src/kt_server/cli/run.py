@@ -19,6 +19,7 @@ from kt_server.cli.loading import (
     MaxModelLenOption,
     ModelArgument,
     NumThreadsOption,
+    PackCacheOption,
     WeightFormatOption,
     load_model,
 )
@@ -38,6 +39,7 @@ def run(
     max_model_len: MaxModelLenOption = None,
     kv_memory_gb: KVMemoryOption = 1.0,
     num_threads: NumThreadsOption = None,
+    pack_cache: PackCacheOption = None,
 ) -> None:
     """Print MODEL's answer to PROMPT as it comes. A model without chat template continues it."""
     config = EngineConfig(
@@ -45,6 +47,7 @@ def run(
         max_model_len=max_model_len,
         kv_memory_gb=kv_memory_gb,
         num_threads=num_threads,
+        pack_cache=pack_cache,
     )
     loaded = load_model(model, config)
     with loaded.engine:
