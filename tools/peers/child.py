@@ -21,7 +21,8 @@ import ctypes
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,18 @@ def _die_with_parent() -> None:
 
 class PeerError(Exception):
     """A peer that cannot do what it was asked; the message says which and why."""
+
+
+def exit_status(action: Callable[[], None]) -> int:
+    """Of a tool that does this: 0; 1 where a peer failed, which is then said; 130 after Ctrl-C."""
+    try:
+        action()
+    except PeerError as error:
+        print(f"peers: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 @dataclass(frozen=True)

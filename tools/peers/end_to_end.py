@@ -17,10 +17,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from child import PeerError
+from child import exit_status
 from engines import Kt, LlamaCppEngine, Served, WholeEngine, output_of, serving
 from provenance import provenance
 from rounds import paired_ratio
@@ -55,17 +56,9 @@ class Compared:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build or measure; 0, or 1 with a message."""
     options = parse(arguments)
-    try:
-        if options.build:
-            LlamaCppEngine(options.isa).build(options.jobs)
-        else:
-            measure_all(options)
-    except PeerError as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    if options.build:
+        return exit_status(partial(LlamaCppEngine(options.isa).build, options.jobs))
+    return exit_status(partial(measure_all, options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

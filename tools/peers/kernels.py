@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from child import Child, PeerError
+from child import Child, PeerError, exit_status
 from contention import Contention
 from figures import DECODE, PACK, PREFILL, Figure, figures_of, in_order
 from kt_kernel import ThreadPool, isa, machine, probe
@@ -56,18 +56,12 @@ class Contender:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build or measure; 0, or 1 with a message."""
     options = parse(arguments)
-    try:
-        if options.build:
-            for name in dict.fromkeys(peer_names(options)):
-                PEERS[name].build(options.isa, options.jobs)
-            return 0
-        measure_all(options)
-    except PeerError as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    def build_all() -> None:
+        for name in dict.fromkeys(peer_names(options)):
+            PEERS[name].build(options.isa, options.jobs)
+
+    return exit_status(build_all if options.build else partial(measure_all, options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
