@@ -56,7 +56,6 @@ class EngineMachine(RuleBasedStateMachine):
         self.events: dict[str, list[TokenEvent]] = {}
         self.aborted: set[str] = set()
         self.first_tokens: list[int] = []
-        self.waits: dict[str, int] = {}  # steps since a prompt last advanced
 
     @property
     def running(self) -> list[Sequence]:
@@ -134,28 +133,20 @@ class EngineMachine(RuleBasedStateMachine):
         if len(self.law.works) > num_steps:
             self.check_budget(self.law.works[-1])
 
-        # No prompt that runs waits for more than three steps, unless for one before it.
+        # The first prompt that runs moves on in every step.
         alive = {s: s.num_computed_tokens for s in self.running}
         prefilling = [s for s in before if s in alive and not s.is_decoding]
-        self.waits = {
-            k: n for k, n in self.waits.items() if k in {s.request.request_id for s in prefilling}
-        }
         if prefilling:
             first = prefilling[0]
-            request_id = first.request.request_id
-            moved = alive[first] > computed[first] or first.num_preemptions > preempted[first]
-            self.waits[request_id] = 0 if moved else self.waits.get(request_id, 0) + 1
-            assert self.waits[request_id] < 4
+            assert alive[first] > computed[first] or first.num_preemptions > preempted[first]
 
     def check_budget(self, work: StepWork) -> None:
         config = self.engine.config
         assert work.num_rows <= config.max_batch_tokens
         if work.num_decodes and work.num_prefill_tokens:
             in_time = self.law.seconds(work) <= config.max_itl_ms / 1000
-            if not in_time:  # only as the page of a fourth step
-                assert work.num_prefill_tokens <= PAGE_SIZE
-                last = self.law.works[-4:-1]
-                assert [w.num_prefill_tokens for w in last] == [0, 0, 0]
+            if not in_time:  # only as a quarter of a page
+                assert work.num_prefill_tokens <= -(-PAGE_SIZE // 4)
 
     def ended(self, request_id: str) -> bool:
         events = self.events[request_id]
