@@ -40,7 +40,11 @@ def gain_a_pin(tier):
 
 
 def forget_a_child(tier):
-    pages(tier)[0].num_children -= 1
+    pages(tier)[0].children.pop()
+
+
+def confuse_the_order_of_children(tier):
+    pages(tier)[0].parent.children.insert(0, pages(tier)[1])
 
 
 def orphan_a_child(tier):
@@ -99,6 +103,7 @@ def use_a_child_after_its_parent(tier):
         lose_a_pin,
         gain_a_pin,
         forget_a_child,
+        confuse_the_order_of_children,
         orphan_a_child,
         index_under_a_wrong_hash,
         miscount_evictable,

@@ -129,15 +129,69 @@ class StoreMachine(RuleBasedStateMachine):
         tokens=tokens,
         extras=extras,
         max_tokens=st.none() | st.integers(0, 9),
+        tail=st.booleans(),
     )
-    def acquire(self, space, tokens, extras, max_tokens):
+    def acquire(self, space, tokens, extras, max_tokens, tail):
         chain = self.make_chain(space, tokens, extras)
         limit = None if max_tokens is None else max_tokens // PAGE_TOKENS
         expected = self.num_cached(chain, limit)
-        lease = self.spaces[space].acquire(chain, max_tokens)
+        lease = self.spaces[space].acquire(chain, max_tokens, tail=tail)
         assert lease.num_pages == expected
-        hashes = path(chain, expected)
-        self.open.append(Open(lease, space, chain, lease.page_ids, list(hashes), set(hashes)))
+        hashes = list(path(chain, expected))
+        page_ids = lease.page_ids
+        if tail:
+            num_left = chain.num_tokens if max_tokens is None else max_tokens
+            found = self.check_tail(lease, chain, tokens, extras, num_left - lease.num_tokens)
+            hashes += found
+            page_ids += (lease.tail.page_id,) if found else ()
+        self.open.append(Open(lease, space, chain, page_ids, hashes, set(hashes)))
+
+    def check_tail(self, lease, chain, tokens, extras, max_tokens) -> list[bytes]:
+        """The hash of the lease's tail, checked against every cached page it could have been."""
+        rest = tokens[lease.num_tokens :]
+        mine = [extra for extra in extras if extra.position >= lease.num_tokens and tokens]
+        common = {}
+        plain = not mine
+        for page_hash, (_, other) in self.cached.items():
+            i = other.num_pages - 1
+            if i != lease.num_pages or other.parent_hash(i) != chain.parent_hash(i):
+                continue
+            theirs, their_extras = self.page_input(other, i)
+            plain &= not their_extras
+            common[page_hash] = 0
+            if [(e.tag, e.data) for e in mine] == [(e.tag, e.data) for e in their_extras]:
+                same = [a == b for a, b in zip(rest, theirs, strict=False)]
+                num_common = [*same, False].index(False)
+                common[page_hash] = max(0, min(num_common, max_tokens))
+        best = max(common.values(), default=0)
+        if lease.tail is None:
+            assert best == 0 or not plain
+            return []
+        assert 1 <= lease.tail.num_tokens <= best
+        assert lease.tail.num_tokens == best or not plain
+        mine = [h for h, k in common.items() if k >= lease.tail.num_tokens]
+        held = [h for h in mine if (self.page(0, lease.tail.page_id) == content(h, 0)).all()]
+        assert len(held) == 1
+        return held
+
+    @rule(pick=picks, copy=st.booleans())
+    def use_tail(self, pick, copy):
+        found = [e for e in self.open if isinstance(e.handle, Lease) and not e.stale]
+        found = [e for e in found if e.handle.tail is not None]
+        if not found:
+            return
+        entry = found[pick % len(found)]
+        lease, chain, tail_hash = entry.handle, entry.chain, entry.hashes[-1]
+        num_tokens, stats = lease.tail.num_tokens, self.store.stats()
+        if copy and stats.free_pages + stats.cached_pages:
+            writer = self.spaces[entry.space].reserve(chain, lease.num_pages, 1)
+            assert writer.copy_tail(lease) == num_tokens
+            self.open.append(Open(writer, entry.space, chain, writer.page_ids, [tail_hash], set()))
+        else:
+            lease.release_tail()
+        assert lease.tail is None
+        entry.page_ids, entry.hashes = lease.page_ids, entry.hashes[:-1]
+        entry.protects = set(entry.hashes)
 
     @rule(
         space=st.integers(0, 3),
@@ -213,13 +267,18 @@ class StoreMachine(RuleBasedStateMachine):
         """Rebuilds the first pages of a chain from its bodies, as another caller would."""
         tokens, extras = [], []
         for i in range(num_pages):
-            body = chain.page_body(i)
-            tokens += np.frombuffer(body, "<u4", PAGE_TOKENS, 4).tolist()
-            if body[12:14] != b"\0\0":
-                extras.append(Extra(i * PAGE_TOKENS, body[14], body[23:]))
+            page_tokens, page_extras = self.page_input(chain, i)
+            tokens += page_tokens
+            extras += page_extras
         prefix = self.spaces[space].chain(tokens, extras)
         assert prefix.page_hash(num_pages - 1) == chain.page_hash(num_pages - 1)
         return prefix
+
+    def page_input(self, chain: Chain, i: int) -> tuple[list[int], list[Extra]]:
+        body = chain.page_body(i)
+        tokens = np.frombuffer(body, "<u4", PAGE_TOKENS, 4).tolist()
+        has_extra = body[12:14] != b"\0\0"
+        return tokens, [Extra(i * PAGE_TOKENS, body[14], body[23:])] if has_extra else []
 
     @precondition(lambda self: self.open)
     @rule(pick=picks, twice=st.booleans())

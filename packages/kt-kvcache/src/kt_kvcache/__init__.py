@@ -12,6 +12,7 @@ from kt_kvcache.page import PageState
 from kt_kvcache.space import Hit, Space
 from kt_kvcache.stats import Stats
 from kt_kvcache.store import KVStore, StoreConfig
+from kt_kvcache.tail import Tail
 from kt_kvcache.writer import Event, Writer
 
 __version__ = version("kt-kvcache")
@@ -35,6 +36,7 @@ __all__ = (
     "StaleHandle",
     "Stats",
     "StoreConfig",
+    "Tail",
     "Writer",
     "__version__",
 )

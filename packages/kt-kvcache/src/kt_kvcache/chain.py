@@ -25,9 +25,11 @@ from kt_kvcache.errors import require_int
 
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 
+HEADER_BYTES = 4  # u32 n
+TOKEN_BYTES = 4
+NO_EXTRAS = b"\x00\x00"
+
 _PAGE_DOMAIN = b"\x01"
-_TOKEN_BYTES = 4
-_NO_EXTRAS = b"\x00\x00"
 _MAX_EXTRAS = 0xFFFF  # k is a u16
 
 
@@ -72,7 +74,7 @@ class Chain:
     @property
     def num_tokens(self) -> int:
         """Tokens in the chain, including those after the last full page."""
-        return len(self._hashes) * self.page_tokens + len(self._tail) // _TOKEN_BYTES
+        return len(self._hashes) * self.page_tokens + len(self._tail) // TOKEN_BYTES
 
     @property
     def num_pages(self) -> int:
@@ -91,16 +93,16 @@ class Chain:
         """
         encoded = _encode_tokens(tokens)
         if extras:
-            self._extras += self._checked_extras(extras, len(encoded) // _TOKEN_BYTES)
+            self._extras += self._checked_extras(extras, len(encoded) // TOKEN_BYTES)
         self._tail += encoded
-        page_bytes = self.page_tokens * _TOKEN_BYTES
+        page_bytes = self.page_tokens * TOKEN_BYTES
         end = len(self._tail) - len(self._tail) % page_bytes
         if not end:
             return
         tail, header = self._tail, pack("<I", self.page_tokens)
         page_hash = self._hashes[-1] if self._hashes else self.ns_key
         for start in range(0, end, page_bytes):
-            extra_bytes = self._take_extras() if self._extras else _NO_EXTRAS
+            extra_bytes = self._take_extras() if self._extras else NO_EXTRAS
             body = header + tail[start : start + page_bytes] + extra_bytes
             page_hash = sha256(_PAGE_DOMAIN + page_hash + body).digest()
             self._hashes.append(page_hash)
@@ -120,6 +122,18 @@ class Chain:
         """Returns the hashed body of full page `page`: its token ids and extras."""
         require_int("page_body", "page", page, 0, self.num_pages - 1)
         return self._bodies[page]
+
+    def fragment(self, page: int) -> tuple[bytes, bytes]:
+        """Returns what the chain has of page `page`, full or not, as a body is encoded.
+
+        Returns:
+            The body up to its last token, and the extras among these tokens.
+        """
+        require_int("fragment", "page", page, 0, self.num_pages)
+        if page < self.num_pages:
+            end = HEADER_BYTES + self.page_tokens * TOKEN_BYTES
+            return self._bodies[page][:end], self._bodies[page][end:]
+        return pack("<I", self.page_tokens) + self._tail, self._encode_extras(self._extras)
 
     def links(self, num_pages: int) -> Iterator[tuple[bytes, bytes]]:
         """Yields (hash, body) of the first `num_pages` full pages."""
@@ -142,12 +156,16 @@ class Chain:
 
     def _take_extras(self) -> bytes:
         """Encodes and forgets the extras of the page that is hashed next."""
-        start = len(self._hashes) * self.page_tokens
-        end = start + self.page_tokens
+        end = (len(self._hashes) + 1) * self.page_tokens
         mine = [extra for extra in self._extras if extra.position < end]
         self._extras = self._extras[len(mine) :]
-        parts = [pack("<H", len(mine))]
-        for extra in mine:
+        return self._encode_extras(mine)
+
+    def _encode_extras(self, extras: list[Extra]) -> bytes:
+        """Encodes extras of the page that is hashed next."""
+        start = len(self._hashes) * self.page_tokens
+        parts = [pack("<H", len(extras))]
+        for extra in extras:
             parts.append(pack("<BII", extra.tag, extra.position - start, len(extra.data)))
             parts.append(extra.data)
         return b"".join(parts)

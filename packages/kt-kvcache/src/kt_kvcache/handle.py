@@ -60,9 +60,7 @@ class Handle:
             ValueError: the store was opened without an arena.
         """
         self._require_usable("view")
-        if self._arena is None:
-            raise ValueError("[kvstore.view] the store must have an arena; got arena=None")
-        return self._arena.view(self._page_ids, writable=self._views_are_writable)
+        return self._view_of(self._page_ids)
 
     def release(self) -> None:
         """Gives up the pages; idempotent, and allowed after drop and close.
@@ -71,6 +69,11 @@ class Handle:
         """
         self._released = True
         self._tier.release(self._holding)
+
+    def _view_of(self, page_ids: tuple[int, ...]) -> PageView:
+        if self._arena is None:
+            raise ValueError("[kvstore.view] the store must have an arena; got arena=None")
+        return self._arena.view(page_ids, writable=self._views_are_writable)
 
     def _require_usable(self, op: str) -> None:
         if self._released:

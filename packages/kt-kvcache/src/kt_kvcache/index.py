@@ -8,11 +8,16 @@ Invariants, all checked by integrity.py:
 - the policy holds exactly the attached pages with neither pins nor children.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Callable
+from operator import attrgetter
 
 from kt_kvcache.chain import Chain
 from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.page import CachedPage, PageState
+from kt_kvcache.tail import common_tokens
+
+_body = attrgetter("body")
 
 
 class PageIndex:
@@ -55,6 +60,34 @@ class PageIndex:
             page = child
         return page, page_ids
 
+    def match_tail(
+        self, page: CachedPage, chain: Chain, first_page: int, max_tokens: int
+    ) -> tuple[CachedPage, int] | None:
+        """Finds the child of `page` that agrees longest with the chain; O(log children).
+
+        Only the two neighbours of the chain's own tokens, in the order of the bodies, are looked
+        at: without extras one of them is the best; with extras there may be a better one.
+
+        Args:
+            page: the chain's last matched page, or the root.
+            chain: whose page `first_page` comes next.
+            first_page: pages matched.
+            max_tokens: most tokens of the child to use.
+
+        Returns:
+            The child and the number of its leading tokens, at least 1; None if there is none.
+        """
+        if not page.children or max_tokens <= 0:
+            return None
+        fragment = chain.fragment(first_page)
+        place = bisect_left(page.children, b"".join(fragment), key=_body)
+        best, num_tokens = None, 0
+        for child in page.children[max(0, place - 1) : place + 1]:
+            num_common = common_tokens(child.body, chain.page_tokens, fragment)
+            if num_common > num_tokens:
+                best, num_tokens = child, num_common
+        return None if best is None else (best, min(num_tokens, max_tokens))
+
     def publish(self, chain: Chain, i: int, page_id: int) -> tuple[CachedPage | None, PageState]:
         """Enters page `i` of the chain as `page_id`; O(1) plus pages newly pinned.
 
@@ -74,8 +107,8 @@ class PageIndex:
             self.pin(present)
             return present, PageState.PRESENT
         self.pin(parent)  # as the parent of a pinned page
-        parent.num_children += 1
         page = self.by_hash[page_hash] = CachedPage(page_hash, parent, body, page_id)
+        insort(parent.children, page, key=_body)
         return page, PageState.PUBLISHED
 
     def pin(self, page: CachedPage) -> None:
@@ -86,7 +119,7 @@ class PageIndex:
             if above.pins > 1:
                 return
             self.num_evictable -= 1
-            if not above.num_children:
+            if not above.children:
                 self.policy.remove(above)
             above = above.parent
 
@@ -101,7 +134,7 @@ class PageIndex:
             if above.attached:
                 above.last_used = self._clock
                 self.num_evictable += 1
-                if not above.num_children:
+                if not above.children:
                     self.policy.add(above)
             else:
                 self.detached.remove(above)
@@ -147,6 +180,6 @@ class PageIndex:
         page.attached = False
         parent = page.parent
         assert parent is not None  # roots leave through drop
-        parent.num_children -= 1
-        if not parent.num_children and not parent.pins:
+        del parent.children[bisect_left(parent.children, page.body, key=_body)]
+        if not parent.children and not parent.pins:
             self.policy.add(parent)

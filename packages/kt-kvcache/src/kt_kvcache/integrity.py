@@ -31,7 +31,10 @@ def _check_links(index: PageIndex, attached: list[CachedPage]) -> None:
     num_children = Counter(page.parent for page in attached)
     for page_hash, page in index.by_hash.items():
         _require(page.attached and page.hash == page_hash, "indexed under its own hash", page)
-        _require(page.num_children == num_children[page], "counts its children", page)
+        _require(len(page.children) == num_children[page], "knows its children", page)
+        bodies = [child.body for child in page.children if child.parent is page]
+        in_order = len(bodies) == len(page.children) and bodies == sorted(set(bodies))
+        _require(in_order, "has its own children, in the order of their bodies", page)
         if page.parent is not None:
             parent = page.parent
             _require(index.by_hash.get(parent.hash) is parent, "has its parent cached", page)
@@ -55,7 +58,7 @@ def _check_pins(
     for page in index.detached:
         _require(page.pins > 0, "is detached only while pinned", page)
     unpinned = [page for page in attached if not page.pins]
-    leaves = [page for page in unpinned if not page.num_children]
+    leaves = [page for page in unpinned if not page.children]
     if len(unpinned) != index.num_evictable:
         raise IntegrityError(
             f"[kvstore.check_integrity] num_evictable must be {len(unpinned)}; "
@@ -87,5 +90,5 @@ def _require(holds: bool, rule: str, page: CachedPage) -> None:
     if not holds:
         raise IntegrityError(
             f"[kvstore.check_integrity] page {page.page_id} {rule}; got pins={page.pins}, "
-            f"children={page.num_children}, attached={page.attached}"
+            f"children={len(page.children)}, attached={page.attached}"
         )

@@ -25,7 +25,8 @@ class CachedPage:
         parent: page before it; None only for the root of a namespace, which holds no tokens.
         body: hashed body (token ids and extras), compared on every match.
         page_id: its slot; -1 for a root.
-        num_children: children in the index.
+        children: children in the index, in the order of their bodies: what agrees longest with
+            another body stands beside the place where that body would stand.
         pins: holders of this very page, plus children (in the index or dropped) with pins.
             A root starts with one pin, so that it never becomes evictable.
         last_used: clock of the index when its pins last fell to zero.
@@ -35,9 +36,9 @@ class CachedPage:
     __slots__ = (
         "attached",
         "body",
+        "children",
         "hash",
         "last_used",
-        "num_children",
         "page_id",
         "parent",
         "pins",
@@ -51,7 +52,7 @@ class CachedPage:
         self.parent = parent
         self.body = body
         self.page_id = page_id
-        self.num_children = 0
+        self.children: list[CachedPage] = []
         self.pins = 1
         self.last_used = 0
         self.attached = True

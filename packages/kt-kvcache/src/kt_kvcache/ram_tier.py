@@ -67,17 +67,44 @@ class RamTier:
             self._require_open("probe")
             return len(self._index.match(root, chain, chain.num_pages)[1])
 
-    def acquire(self, root: CachedPage, chain: Chain, num_pages: int) -> tuple[Holding, list[int]]:
-        """Matches at most `num_pages` pages and pins the match; O(matched pages)."""
+    def acquire(
+        self, root: CachedPage, chain: Chain, max_tokens: int, *, with_tail: bool
+    ) -> tuple[Holding, list[int], tuple[CachedPage, int] | None]:
+        """Matches pages of at most `max_tokens` tokens and pins the match; O(matched pages).
+
+        Returns:
+            The holding; the page ids of the match; with the same pin and if asked for, the page
+            below the match that agrees longest with the chain, and with how many tokens.
+        """
+        page_tokens = chain.page_tokens
+        num_pages = min(chain.num_pages, max_tokens // page_tokens)
         with self._lock:
             self._require_open("acquire")
-            tail, page_ids = self._index.match(root, chain, num_pages)
-            self._index.pin(tail)
-            holding = Holding([tail], None)
+            last, page_ids = self._index.match(root, chain, num_pages)
+            num_matched, tail = len(page_ids), None
+            if with_tail:
+                num_left = max_tokens - num_matched * page_tokens
+                tail = self._index.match_tail(last, chain, num_matched, num_left)
+            if tail is not None:
+                last = tail[0]
+                self._counters.tail_tokens += tail[1]
+            self._index.pin(last)
+            holding = Holding([last], None)
             self._holdings.add(holding)
-            self._counters.hit_pages += len(page_ids)
-            self._counters.missed_pages += num_pages - len(page_ids)
-            return holding, page_ids
+            self._counters.hit_pages += num_matched
+            self._counters.missed_pages += num_pages - num_matched
+            return holding, page_ids, tail
+
+    def release_tail(self, holding: Holding, tail: CachedPage) -> None:
+        """Moves the pin of a lease from its tail to the page above; O(1)."""
+        with self._lock:
+            if holding not in self._holdings or tail not in holding.pins:
+                return
+            above = tail.parent
+            assert above is not None  # a root is nobody's tail
+            self._index.pin(above)
+            self._index.unpin(tail)
+            holding.pins[holding.pins.index(tail)] = above
 
     def reserve(self, n: int) -> tuple[Holding, list[int]]:
         """Takes `n` slots, evicting where needed; O(n + evictions x log pages), all or nothing."""

@@ -61,7 +61,7 @@ class Space:
         num_pages = self._tier.probe(self._root, chain)
         return Hit(num_pages * self.page_tokens, num_pages)
 
-    def acquire(self, chain: Chain, max_tokens: int | None = None) -> Lease:
+    def acquire(self, chain: Chain, max_tokens: int | None = None, *, tail: bool = False) -> Lease:
         """Finds and pins the longest cached prefix of full pages; O(pages found).
 
         Finding is pinning: nothing can evict a page in between. A page counts only if its
@@ -71,14 +71,18 @@ class Space:
             chain: of this space.
             max_tokens: upper limit of the prefix, such as one less than the prompt where the
                 last token must be computed for its logits.
+            tail: also pin the page that continues the prefix for part of a page, if there is
+                one (``lease.tail``). It can be evicted again after ``writer.copy_tail`` or
+                ``lease.release_tail``. O(log pages with this prefix).
         """
         self._require_usable("acquire", chain)
-        num_pages = chain.num_pages
+        num_tokens = chain.num_tokens
         if max_tokens is not None:
-            require_int("acquire", "max_tokens", max_tokens, 0)
-            num_pages = min(num_pages, max_tokens // self.page_tokens)
-        holding, page_ids = self._tier.acquire(self._root, chain, num_pages)
-        return Lease(self._tier, self._arena, self._root, holding, page_ids, self.page_tokens)
+            num_tokens = min(num_tokens, require_int("acquire", "max_tokens", max_tokens, 0))
+        holding, page_ids, found = self._tier.acquire(self._root, chain, num_tokens, with_tail=tail)
+        return Lease(
+            self._tier, self._arena, self._root, holding, page_ids, chain.page_tokens, found
+        )
 
     def reserve(self, chain: Chain, first_page: int, n: int) -> Writer:
         """Takes `n` writable pages for positions [first_page, first_page + n) of `chain`.

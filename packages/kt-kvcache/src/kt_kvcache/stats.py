@@ -11,6 +11,7 @@ class Counters:
     Attributes:
         hit_pages: pages that ``acquire`` found.
         missed_pages: full pages asked of ``acquire`` and not found.
+        tail_tokens: tokens that ``acquire`` found in part of a page, below the last full one.
         published_pages: pages that entered the index.
         present_pages: committed pages that were in the index already.
         unlinked_pages: committed pages whose parent was not cached.
@@ -21,6 +22,7 @@ class Counters:
 
     hit_pages: int = 0
     missed_pages: int = 0
+    tail_tokens: int = 0
     published_pages: int = 0
     present_pages: int = 0
     unlinked_pages: int = 0

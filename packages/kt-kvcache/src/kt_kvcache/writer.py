@@ -7,6 +7,7 @@ from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain
 from kt_kvcache.errors import require_int
 from kt_kvcache.handle import Handle
+from kt_kvcache.lease import Lease
 from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.ram_tier import Holding, RamTier
 
@@ -58,6 +59,34 @@ class Writer(Handle):
         """State of each page."""
         num_left = self.num_pages - self.num_committed
         return (*self._states, *[PageState.RESERVED] * num_left)
+
+    def copy_tail(self, lease: Lease) -> int:
+        """Copies the tail of a lease into this writer's first page, and releases the tail.
+
+        The page must stand right after the leased prefix. Its remaining bytes are another
+        sequence's: write them before the page is committed or read. The lease may be of another
+        store or space, if its arena's pages have the same size and its chains the same hashes.
+
+        Returns:
+            Leading tokens of this page whose KV is now there; 0 if the lease has no tail.
+
+        Raises:
+            ValueError: no arena, another prefix, or the first page is committed already.
+            StaleHandle: either is released, or its space or store is gone.
+        """
+        self._require_usable("copy_tail")
+        if self._states:
+            raise ValueError(
+                "[kvstore.copy_tail] the first page must not be committed; "
+                f"got {self.num_committed} committed pages"
+            )
+        if lease.tail is None:
+            return 0
+        num_tokens = lease.tail_tokens_for(self._chain, self._first_page)
+        if num_tokens:
+            lease.tail_view().copy_to(self._view_of(self._page_ids[:1]))
+        lease.release_tail()
+        return num_tokens
 
     def commit(self, n: int, after: Event | None) -> tuple[PageState, ...]:
         """Publishes the next `n` pages under the hashes of the chain; O(n).
