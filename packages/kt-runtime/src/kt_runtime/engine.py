@@ -12,15 +12,12 @@ import itertools
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kt_runtime.assembly import EngineParts, assemble
+from kt_runtime.booking import Booking
 from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import (
@@ -30,16 +27,14 @@ from kt_runtime.core import (
     QueueFullError,
     Request,
     TokenEvent,
-    TokenLogprobs,
 )
-from kt_runtime.exec.batch import build_batch, num_logits_rows
-from kt_runtime.exec.logprobs import PromptLogprobs, token_logprobs
+from kt_runtime.counters import Counters
+from kt_runtime.exec.batch import build_batch
+from kt_runtime.exec.outputs import Floats, RequestOutputs
 from kt_runtime.exec.probe import probe
-from kt_runtime.exec.sampler import NonFiniteLogitsError, TokenSampler
 from kt_runtime.loop import EngineLoop
 from kt_runtime.request_checks import check_request
 from kt_runtime.scheduler import (
-    ScheduledSequence,
     Scheduler,
     Sequence,
     Step,
@@ -48,8 +43,6 @@ from kt_runtime.scheduler import (
     StepTimes,
     StepWork,
 )
-
-Floats = NDArray[np.float32]
 
 # A token every tenth of a second is twice as fast as people read. A machine that is slower than
 # that even on its own still has half of each step for prompts.
@@ -107,17 +100,12 @@ class Engine:
         )
         self._scheduler = Scheduler(parts.pool, budget, max_num_seqs=config.max_num_seqs)
         self._arrival = itertools.count()
-        self._logits: dict[str, Floats] = {}
-        # From the first token, or prompt logits, to the end of each request.
-        self._samplers: dict[str, TokenSampler] = {}
-        self._prompt_logprobs: dict[str, PromptLogprobs] = {}
-        self._counts: Counter[str] = Counter()
-        self._chunks: Counter[int] = Counter()
-        self._finished: Counter[str] = Counter()
-        self._phase_steps: Counter[str] = Counter()
+        self._counters = Counters()
+        self._outputs = RequestOutputs(self.eos_token_ids, self.shape.vocab_size)
+        self._booking = Booking(
+            self._scheduler, self._outputs, self._counters, self.eos_token_ids, self._end
+        )
         self._last_end: float | None = None  # of the last step, if any request goes on
-        self._step_seconds = dict.fromkeys(("prefill", "decode"), 0.0)
-        self._forward_seconds = dict(self._step_seconds)
         # Held while stepping; for its whole life by the loop's thread once `generate` is used.
         self.stepping = threading.RLock()
         # Guards what other threads reach: the live requests and the inbox of the next step.
@@ -224,19 +212,13 @@ class Engine:
             forward_before, self._last_end = self._parts.runner.seconds, None
             events = self._take_inbox()
             step = self._scheduler.schedule()
-            self._counts["preemptions"] += step.num_preempted
-            for sequence in step.started:
-                self._counts["prompt"] += sequence.num_prompt_tokens
-                self._counts["cached"] += sequence.num_cached_tokens
+            self._counters.scheduled(step)
             for sequence, error in step.failed:
-                events.append(self._finish(sequence, "error", error=_describe(error)))
+                events.append(self._booking.fail(sequence, error))
             if step.shares:
                 events += self._compute(step, began)
-                phase = "prefill" if step.work.num_prefill_tokens else "decode"
-                self._phase_steps[phase] += 1
-                self._forward_seconds[phase] += self._parts.runner.seconds - forward_before
                 now = self._clock()
-                self._step_seconds[phase] += now - began
+                self._counters.took(step, now - began, self._parts.runner.seconds - forward_before)
                 self._last_end = now if self._live else None
             return events
         finally:
@@ -249,13 +231,13 @@ class Engine:
             ValueError: no such logits.
         """
         with self._inbox:
-            ready = request_id in self._logits and request_id not in self._live
+            ready = self._outputs.holds_logits(request_id) and request_id not in self._live
         if not ready:
             raise ValueError(
                 "[engine.take_logits] request_id must name a finished return_logits request whose "
                 f"logits were not taken yet; got {request_id!r}"
             )
-        return self._logits.pop(request_id)
+        return self._outputs.take_logits(request_id)
 
     def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """Stream a request's events to asyncio: `async for event in engine.generate(request)`.
@@ -287,22 +269,13 @@ class Engine:
             pages_used=pages.used,
             steps=runner.steps,
             graph_steps=runner.graph_steps,
-            phase_steps={phase: self._phase_steps[phase] for phase in self._step_seconds},
-            step_seconds=dict(self._step_seconds),
-            forward_seconds=dict(self._forward_seconds),
-            prompt_tokens=self._counts["prompt"],
-            cached_tokens=self._counts["cached"],
-            generated_tokens=self._counts["generated"],
-            preemptions=self._counts["preemptions"],
-            prefill_tokens=self._counts["prefill"],
-            prefill_chunks=dict(self._chunks),
             max_itl_s=self._max_itl_s,
-            finished=dict(self._finished),
             backend=self.config.backend,
             kernel_target=parts.kernel_target(),
             weight_format=self.config.weight_format,
             weight_formats=parts.weight_formats,
             kv_dtype=self.config.resolved_kv_dtype,
+            **self._counters.snapshot(),
             op_counts={op: n - self._ops_before.get(op, 0) for op, n in ops.items()},
         )
 
@@ -358,7 +331,9 @@ class Engine:
             aborts, self._aborts = self._aborts, {}
             aborted = [(self._live[i], reason) for i, reason in aborts.items() if i in self._live]
         return [
-            self._finish(sequence, reason, error=self._closed if reason == "abort" else None)
+            self._booking.finish(
+                sequence, reason, error=self._closed if reason == "abort" else None
+            )
             for sequence, reason in aborted
         ]
 
@@ -375,145 +350,17 @@ class Engine:
                 raise QueueFullError(limit, "prompt tokens")
 
     def _compute(self, step: Step, began: float) -> list[TokenEvent]:
-        shares = step.shares
+        runner, booking = self._parts.runner, self._booking
         try:
-            logits = self._parts.runner.run(build_batch(shares, self.config.page_size)).numpy()
+            logits = runner.run(build_batch(step.shares, self.config.page_size)).numpy()
         except Exception as error:
             # Whatever failed, it is these requests' failure, not the engine's.
-            message = _describe(error)
-            return [self._finish(sequence, "error", error=message) for sequence, _ in shares]
-        events = []
-        row = batch_row = 0
-        for scheduled in shares:
-            end_row = row + num_logits_rows(scheduled)
-            end_batch_row = batch_row + scheduled.num_new_tokens
-            fault = self._parts.runner.fault(batch_row, end_batch_row)
-            try:
-                event = self._advance(scheduled, logits[row:end_row], fault)
-            except Exception as error:  # out of memory, say
-                event = self._finish(scheduled.sequence, "error", error=_describe(error))
-            row, batch_row = end_row, end_batch_row
-            if event is not None:
-                events.append(event)
-        for _, size in shares[step.work.num_decodes :]:
-            self._counts["prefill"] += size
-            self._chunks[1 << (size - 1).bit_length()] += 1
+            return [booking.fail(sequence, error) for sequence, _ in step.shares]
+        events = booking.book(step, logits, runner.fault)
         # Sampling and handing out included: it is what readers wait for.
         self._times.observe(step.work, self._clock() - began)
         return events
 
-    def _advance(
-        self, scheduled: ScheduledSequence, logits: Floats, fault: str | None
-    ) -> TokenEvent | None:
-        """Book what was computed; sample if the sequence is complete."""
-        sequence = scheduled.sequence
-        if fault is not None:
-            return self._finish(sequence, "error", error=fault)
-        completes = scheduled.completes
-        start = sequence.num_computed_tokens
-        sequence.num_computed_tokens += scheduled.num_new_tokens
-        if sequence.request.return_logits:
-            self._keep_logits(sequence, logits)
-            return self._finish(sequence, "length") if completes else None
-        token_id = logprobs = None
-        try:
-            self._score_prompt(sequence, logits, start)
-            if completes and sequence.request.generates:
-                token_id, logprobs = self._sample(sequence, logits[-1])
-        except NonFiniteLogitsError as error:
-            return self._finish(sequence, "error", error=str(error))
-        # Only now: pages behind broken logits must not be offered to others.
-        assert sequence.page_table is not None
-        sequence.page_table.commit(sequence.token_ids, sequence.num_computed_tokens)
-        if not completes:
-            return None
-        if token_id is None:
-            return self._finish(sequence, "length")
-        sequence.token_ids.append(token_id)
-        self._counts["generated"] += 1
-        reason = sequence.finish_reason(self.eos_token_ids)
-        if reason is not None:
-            return self._finish(sequence, reason, token_id, logprobs=logprobs)
-        return self._event(sequence, token_id, None, logprobs=logprobs)
-
-    def _score_prompt(self, sequence: Sequence, logits: Floats, start: int) -> None:
-        """Reduce a chunk's prompt logits to log probabilities, if they are asked for."""
-        request = sequence.request
-        num_top = request.sampling.prompt_logprobs
-        if num_top is None or sequence.num_generated_tokens > 0:
-            return
-        gathered = self._prompt_logprobs.setdefault(
-            request.request_id, PromptLogprobs(request.prompt_token_ids, num_top)
-        )
-        gathered.add(logits, start)
-
-    def _sample(self, sequence: Sequence, logits: Floats) -> tuple[int, TokenLogprobs | None]:
-        request = sequence.request
-        sampler = self._samplers.get(request.request_id)
-        if sampler is None:
-            sampler = self._samplers[request.request_id] = TokenSampler(
-                request.sampling,
-                sequence.seed,
-                request.prompt_token_ids,
-                self.eos_token_ids,
-                self.shape.vocab_size,
-            )
-        token_id = sampler.next(logits)
-        num_top = request.sampling.logprobs
-        return token_id, None if num_top is None else token_logprobs(logits, token_id, num_top)
-
-    def _keep_logits(self, sequence: Sequence, logits: Floats) -> None:
-        request_id = sequence.request.request_id
-        kept = self._logits.get(request_id)
-        if kept is None:
-            shape = (sequence.num_prompt_tokens, self.shape.vocab_size)
-            kept = self._logits[request_id] = np.empty(shape, np.float32)
-        end = sequence.num_computed_tokens
-        kept[end - len(logits) : end] = logits
-
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        token_id: int | None = None,
-        error: str | None = None,
-        logprobs: TokenLogprobs | None = None,
-    ) -> TokenEvent:
-        request_id = sequence.request.request_id
-        self._scheduler.remove(sequence)
-        self._finished[reason] += 1
-        event = self._event(sequence, token_id, reason, error, logprobs)
-        self._samplers.pop(request_id, None)
-        if reason in ("abort", "error"):
-            self._logits.pop(request_id, None)
+    def _end(self, request_id: str) -> None:
         with self._inbox:
             del self._live[request_id]
-        return event
-
-    def _event(
-        self,
-        sequence: Sequence,
-        token_id: int | None,
-        reason: FinishReason | None,
-        error: str | None = None,
-        logprobs: TokenLogprobs | None = None,
-    ) -> TokenEvent:
-        request_id = sequence.request.request_id
-        gathered = self._prompt_logprobs.pop(request_id, None)
-        if reason in ("abort", "error"):  # an incomplete account is none
-            gathered = None
-        return TokenEvent(
-            request_id=request_id,
-            token_id=token_id,
-            finish_reason=reason,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_cached_tokens=sequence.num_cached_tokens,
-            num_generated_tokens=sequence.num_generated_tokens,
-            error=error,
-            logprobs=logprobs,
-            prompt_logprobs=None if gathered is None else gathered.all(),
-        )
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
