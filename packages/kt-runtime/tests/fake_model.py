@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from kt_runtime.assembly import build_parts
+from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.checkpoint.model_dir import ModelConfig
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import Request, SamplingParams, TokenEvent
 from kt_runtime.engine import Engine
@@ -157,6 +159,7 @@ def fake_engine(
         new_graph=model.new_graph,
         kernel_target=lambda: "fake",
         op_counts=dict,
+        version="0",
     )
     parts = build_parts(
         model,
@@ -164,7 +167,7 @@ def fake_engine(
         config,
         model_config=ModelConfig({}, directory / "config.json"),
         eos_token_ids=(EOS,),
-        model_path=directory,
+        fingerprint=Fingerprint(ModelFiles.open(directory)),
     )
     return Engine(parts, config, times=times, clock=clock or (lambda: model.now))
 

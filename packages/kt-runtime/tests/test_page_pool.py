@@ -4,28 +4,29 @@ shared."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt_runtime.cache.fingerprint import fingerprint
+from kt_runtime.cache import kv_tensors
 from kt_runtime.cache.page_pool import PagePool
-from kt_runtime.cache.store import OpenedStore, open_store
+from kt_runtime.cache.store import KVOrigin, OpenedStore, open_store
+from kt_runtime.checkpoint.fingerprint import Fingerprint
+from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.protocols import ModelShape
 
 SHAPE = ModelShape(
     vocab_size=100, num_layers=2, num_kv_heads=1, head_dim=4, max_position_embeddings=64
 )
-CHECKPOINT = Path(__file__).parent / "fake_checkpoint"
+ORIGIN = KVOrigin(Fingerprint(ModelFiles.open(Path(__file__).parent / "fake_checkpoint")), {}, "")
 
 
-def pool_of(num_pages: int, **settings) -> tuple[PagePool, OpenedStore]:
-    config = EngineConfig(page_size=4, num_pages=num_pages, **settings)
-    store = open_store(config, SHAPE, num_pages, CHECKPOINT)
+def pool_of(num_pages: int, origin: KVOrigin = ORIGIN, **settings) -> tuple[PagePool, OpenedStore]:
+    config = EngineConfig(**{"page_size": 4, "num_pages": num_pages} | settings)
+    store = open_store(config, kv_tensors.allocate(SHAPE, config), origin)
     pool = PagePool(
         store.space_of, config.page_size, store.out_of_pages, reuse=config.enable_prefix_cache
     )
@@ -194,43 +195,42 @@ def test_a_page_order_seed_shuffles_ids_and_loses_none():
     assert sorted(shuffled) == sorted(plain) == list(range(32))
 
 
-def test_the_fingerprint_changes_with_config_and_shards_but_not_with_the_place(tmp_path):
-    def checkpoint(name: str, config: str = "{}", weights: bytes = b"w") -> Path:
-        directory = tmp_path / name
-        directory.mkdir()
-        (directory / "config.json").write_text(config)
-        (directory / "model.safetensors").write_bytes(weights)
-        os.utime(directory / "model.safetensors", ns=(1, 1))
-        return directory
-
-    original = checkpoint("a")
-    assert fingerprint(original) == fingerprint(checkpoint("b"))
-    assert fingerprint(original) != fingerprint(checkpoint("c", config='{"a": 1}'))
-    assert fingerprint(original) != fingerprint(checkpoint("d", weights=b"ww"))
-    before = fingerprint(original)
-    os.utime(original / "model.safetensors", ns=(2, 2))
-    assert fingerprint(original) != before
-
-
-def test_a_split_gguf_file_is_all_its_shards(tmp_path: Path) -> None:
-    shards = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
-    for shard in shards:
-        shard.write_bytes(b"GGUF")
-    before = fingerprint(shards[0])
-    assert before == fingerprint(shards[0])
-    shards[1].write_bytes(b"GGUF2")
-    assert fingerprint(shards[0]) != before
-
-
 @pytest.mark.parametrize(
     "other",
-    [{"weight_format": "int8"}, {"group_size": 64}, {"backend": "torch"}, {"kv_dtype": "float32"}],
+    [
+        {"weight_format": "int8"},
+        {"group_size": 64},
+        {"backend": "torch"},
+        {"kv_dtype": "float32"},
+        {"page_size": 8},
+    ],
 )
-def test_what_changes_kv_values_is_part_of_the_identity(other):
+def test_settings_that_change_kv_values_or_pages_are_a_namespace_of_their_own(other):
     _, plain = pool_of(4)
     _, changed = pool_of(4, **other)
     assert plain.space_of(None).ns_key != changed.space_of(None).ns_key
     assert plain.space_of(None).ns_key == pool_of(4)[1].space_of(None).ns_key
+
+
+@pytest.mark.parametrize("changed", ["config.json", "tokenizer.json", "formats", "computed_by"])
+def test_models_that_differ_are_namespaces_of_their_own(tmp_path: Path, changed: str) -> None:
+    def ns_key(**origin) -> bytes:
+        model = Fingerprint(ModelFiles.open(tmp_path))
+        opened = pool_of(
+            4, origin=KVOrigin(model, **{"weight_formats": {}, "computed_by": "a"} | origin)
+        )
+        return opened[1].space_of(None).ns_key
+
+    (tmp_path / "config.json").write_text("{}")
+    before = ns_key()
+    assert ns_key() == before
+    if changed.endswith(".json"):
+        (tmp_path / changed).write_text('{"rope_theta": 1}')
+        assert ns_key() != before
+    elif changed == "formats":
+        assert ns_key(weight_formats={"linear": "int8"}) != before
+    else:
+        assert ns_key(computed_by="b") != before
 
 
 @given(

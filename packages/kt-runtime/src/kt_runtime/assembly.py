@@ -10,8 +10,9 @@ from pathlib import Path
 
 from kt_runtime.cache import kv_tensors
 from kt_runtime.cache.page_pool import PagePool
-from kt_runtime.cache.store import PageCounts, open_store
+from kt_runtime.cache.store import KVOrigin, PageCounts, open_store
 from kt_runtime.checkpoint.checkpoint import open_checkpoint
+from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
@@ -60,6 +61,7 @@ def assemble(
     """Load a model with its backend and pages; see `Engine.from_pretrained`."""
     files = ModelFiles.open(path)
     checkpoint = open_checkpoint(files)
+    fingerprint = Fingerprint(files, config.model_identity)
     if config.pack_cache is None:
         files.read_ahead.start()
 
@@ -69,7 +71,7 @@ def assemble(
             progress(done, total)
 
     try:
-        backend = open_backend(config, files)
+        backend = open_backend(config, fingerprint)
         model = load_model(checkpoint, backend.ops, config.weight_format, packed)
     finally:
         files.read_ahead.close()
@@ -79,7 +81,7 @@ def assemble(
         config,
         model_config=checkpoint.config,
         eos_token_ids=checkpoint.eos_token_ids,
-        model_path=checkpoint.path,
+        fingerprint=fingerprint,
     )
 
 
@@ -90,14 +92,15 @@ def build_parts(
     *,
     model_config: ModelConfig,
     eos_token_ids: tuple[int, ...],
-    model_path: Path,
+    fingerprint: Fingerprint,
 ) -> EngineParts:
     """Give a loaded model its pages, graphs and runner."""
     shape = model.shape
     num_pages = kv_tensors.num_pages(shape, config)
     max_model_len = _max_model_len(shape, config, num_pages)
     kv = kv_tensors.allocate(shape, config)
-    store = open_store(config, shape, num_pages, model_path)
+    computed_by = f"{backend.version}/{backend.kernel_target()}"
+    store = open_store(config, kv, KVOrigin(fingerprint, model.weight_formats, computed_by))
     graphs = None
     if backend.new_graph is not None and config.cpu_graph and not config.debug_numerics:
         graphs = CpuGraphRunner(

@@ -12,6 +12,7 @@ WeightFormat = Literal["native", "float32", "bf16", "int8", "int4"]
 KVDtype = Literal["auto", "float32", "bf16"]
 Backend = Literal["kt", "torch"]
 SchedulePolicy = Literal["fcfs", "priority"]
+ModelIdentity = Literal["sampled", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class EngineConfig:
             an error that names op, layer and step. Slow: no graphs.
         pack_cache: a directory that keeps packed experts between starts (backend "kt" only): what
             is kept belongs to the checkpoint's content and these settings. None keeps none.
+        model_identity: what tells two checkpoints apart where something of them is kept on disk:
+            "sampled" is each weight file's name, size, time of change, header and 16 samples of
+            1 MiB; "full" its name and every byte, which takes reading them all but lets a copy
+            with new times count as the same.
         num_threads: compute threads; None takes all physical cores allowed to this process.
     """
 
@@ -74,6 +79,7 @@ class EngineConfig:
     cpu_graph: bool = True
     debug_numerics: bool = False
     pack_cache: str | None = None
+    model_identity: ModelIdentity = "sampled"
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +94,7 @@ class EngineConfig:
         one_of("kv_dtype", self.kv_dtype, get_args(KVDtype))
         one_of("backend", self.backend, get_args(Backend))
         one_of("device", self.device, ("auto", "cpu"))
+        one_of("model_identity", self.model_identity, get_args(ModelIdentity))
         one_of("schedule_policy", self.schedule_policy, get_args(SchedulePolicy))
         check(self.group_size in (32, 64, 128), "group_size must be 32, 64 or 128", self.group_size)
         for name in ("page_size", "max_batch_tokens", "max_num_seqs", "max_waiting"):

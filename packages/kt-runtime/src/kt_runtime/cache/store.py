@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kt_runtime.cache.fingerprint import fingerprint
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.config import EngineConfig
-from kt_runtime.protocols import ModelShape, PrefixSpace
+from kt_runtime.protocols import KVLayer, PrefixSpace
+
+if TYPE_CHECKING:
+    from kt_kvcache import Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +45,34 @@ class OpenedStore:
     page_counts: Callable[[], PageCounts]
 
 
-def open_store(
-    config: EngineConfig, shape: ModelShape, num_pages: int, model_path: Path
-) -> OpenedStore:
-    """A store in memory whose page ids are rows of the KV tensors.
+@dataclass(frozen=True, slots=True)
+class KVOrigin:
+    """What KV values depend on beside tokens and the engine's settings.
 
-    Its identity holds all that changes KV values: the checkpoint's files, how weights are packed,
-    the KV dtype and who computes. Anything else (page size, shapes) is its geometry.
+    Attributes:
+        model: its files.
+        weight_formats: what each kind of matrix was packed to.
+        computed_by: the code and instruction set that compute: others may round in another way.
     """
-    from kt_kvcache import Geometry, Group, Identity, KVStore, OutOfPages, StoreConfig
 
-    kv_dtype = config.resolved_kv_dtype
-    identity = Identity(
-        weights=fingerprint(model_path),
-        kv_format=kv_dtype,
-        codec=f"{config.weight_format}/{config.group_size}",
-        attention=config.backend,
-    )
-    itemsize = {"float32": 4, "bf16": 2}[kv_dtype]
-    layer_bytes = config.page_size * shape.num_kv_heads * shape.head_dim * itemsize
+    model: Fingerprint
+    weight_formats: Mapping[str, str]
+    computed_by: str
+
+
+def open_store(config: EngineConfig, kv: Sequence[KVLayer], origin: KVOrigin) -> OpenedStore:
+    """A store in memory whose page ids are rows of the KV tensors."""
+    from kt_kvcache import Arena, Geometry, Group, KVStore, OutOfPages, StoreConfig
+
+    num_pages = len(kv[0].k)
+    identity = _identity(config, origin)
+    arena = Arena([_bytes(layer.k) for layer in kv] + [_bytes(layer.v) for layer in kv])
     geometry = Geometry(
         page_tokens=config.page_size,
-        groups=(
-            Group("k", shape.num_layers, layer_bytes),
-            Group("v", shape.num_layers, layer_bytes),
-        ),
+        groups=tuple(Group(name, len(kv), arena.page_stride_bytes) for name in ("k", "v")),
         layout="token, head, dim",
     )
-    store = KVStore.open(None, config=StoreConfig(num_pages, config.page_size))
+    store = KVStore.open(None, config=StoreConfig(num_pages, config.page_size), arena=arena)
 
     def space_of(tenant: str | None) -> PrefixSpace:
         return store.space(identity, geometry, tenant)
@@ -78,6 +85,27 @@ def open_store(
     if config.page_order_seed is not None:
         _shuffle_free_pages(space_of(None), num_pages, config.page_order_seed)
     return OpenedStore(space_of, OutOfPages, page_counts)
+
+
+def _identity(config: EngineConfig, origin: KVOrigin) -> Identity:
+    """All that changes KV values. What changes only their layout is the geometry's."""
+    from kt_kvcache import Identity
+
+    model = origin.model
+    formats = ", ".join(f"{kind} {name}" for kind, name in sorted(origin.weight_formats.items()))
+    return Identity(
+        weights=f"{model.weights}/{model.config}",
+        kv_format=config.resolved_kv_dtype,
+        tokenizer=model.tokenizer,
+        codec=f"{config.weight_format}/{config.group_size}/{formats}",
+        attention=f"{config.backend}/{origin.computed_by}",
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """The same memory, (num_pages, bytes per page): numpy knows no bfloat16."""
+    pages: NDArray[np.uint8] = tensor.view(len(tensor), -1).view(torch.uint8).numpy()
+    return pages
 
 
 def _shuffle_free_pages(space: PrefixSpace, num_pages: int, seed: int) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kt_runtime.checkpoint.model_files import ModelFiles
+from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.config import EngineConfig
 from kt_runtime.exec.cpu_graph import ReplayableGraph
 from kt_runtime.protocols import Ops
@@ -27,15 +28,17 @@ class Backend:
             where nothing is recorded.
         kernel_target: name of the instruction set in use.
         op_counts: how often each kernel op ran.
+        version: of the code that computes: another one may round in another way.
     """
 
     ops: Ops
     new_graph: Callable[[Tensor], tuple[ReplayableGraph, Ops]] | None
     kernel_target: Callable[[], str]
     op_counts: Callable[[], Mapping[str, int]]
+    version: str
 
 
-def open_backend(config: EngineConfig, files: ModelFiles | None = None) -> Backend:
+def open_backend(config: EngineConfig, model: Fingerprint) -> Backend:
     """The backend that the config names. Imports only that one.
 
     With "kt" torch is left one intra-op thread, in the whole process: compute belongs to one kt
@@ -43,14 +46,15 @@ def open_backend(config: EngineConfig, files: ModelFiles | None = None) -> Backe
 
     Args:
         config: names it.
-        files: the model whose packed experts `config.pack_cache` keeps; None keeps none.
+        model: whose packed experts `config.pack_cache` keeps.
     """
     if config.backend == "torch":
         from kt_runtime.ops.torch_ops import TorchOps
 
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        return Backend(TorchOps(group_size=config.group_size), None, lambda: "torch", dict)
+        ops = TorchOps(group_size=config.group_size)
+        return Backend(ops, None, lambda: "torch", dict, f"torch {torch.__version__}")
 
     from kt_kernel import Graph, ThreadPool, isa
     from kt_runtime.ops.kt_ops import KtOps
@@ -58,13 +62,13 @@ def open_backend(config: EngineConfig, files: ModelFiles | None = None) -> Backe
     torch.set_num_threads(1)
     pool = ThreadPool(config.num_threads)
     cache = None
-    if config.pack_cache is not None and files is not None:
+    if config.pack_cache is not None:
         from kt_runtime.ops.pack_cache import PackCache
 
-        cache = PackCache(Path(config.pack_cache).expanduser(), files)
+        cache = PackCache(Path(config.pack_cache).expanduser(), model)
         if cache.is_empty:  # else little of the files will be needed
-            files.read_ahead.start()
-    ops = KtOps(
+            model.files.read_ahead.start()
+    kt_ops = KtOps(
         pool,
         max_tokens=config.max_batch_tokens,
         group_size=config.group_size,
@@ -73,6 +77,7 @@ def open_backend(config: EngineConfig, files: ModelFiles | None = None) -> Backe
 
     def new_graph(num_rows: Tensor) -> tuple[ReplayableGraph, Ops]:
         graph = Graph(pool, num_rows)
-        return graph, ops.recorder(graph)
+        return graph, kt_ops.recorder(graph)
 
-    return Backend(ops, new_graph, isa.active, pool.op_counts)
+    kernels = f"kt-kernel {version('kt-kernel')}"
+    return Backend(kt_ops, new_graph, isa.active, pool.op_counts, kernels)

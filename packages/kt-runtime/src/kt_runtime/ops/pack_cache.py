@@ -2,7 +2,7 @@
 """Packed experts kept on disk between starts, for one checkpoint with one set of settings. Packs
 nothing; the files are kt_kernel's (`Experts.save`), whose every matrix has a checksum.
 
-    DIR/<identity of the checkpoint>/<key of the experts>.safetensors and .json
+    DIR/<digest of the weights>/<key of the experts>.safetensors and .json
 
 The JSON names the key again and the file's header checksum: it is written last, so that it stands
 for a whole file, and a file that belongs to other experts is not taken for these.
@@ -22,14 +22,10 @@ from safetensors import SafetensorError, safe_open
 
 from kt_kernel import Experts, ThreadPool
 from kt_kernel._core import LAYOUT_VERSION
-from kt_runtime.checkpoint.model_files import ModelFiles
+from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.protocols import Projection
 
 _log = logging.getLogger(__name__)
-
-# Of each file, so many samples of this size are compared, spread evenly, the last one at its end.
-_SAMPLE = 1 << 20
-_NUM_SAMPLES = 16
 
 
 class PackCache:
@@ -38,11 +34,11 @@ class PackCache:
 
     Args:
         directory: made if it is not there; what is made in it is for this user alone.
-        files: the checkpoint, whose content decides which experts belong to it.
+        fingerprint: of the checkpoint, whose weights decide which experts belong to it.
     """
 
-    def __init__(self, directory: Path, files: ModelFiles) -> None:
-        self._directory = directory / identity(files)
+    def __init__(self, directory: Path, fingerprint: Fingerprint) -> None:
+        self._directory = directory / fingerprint.weights
 
     @property
     def is_empty(self) -> bool:
@@ -92,29 +88,6 @@ class PackCache:
 
     def _json(self, key: str) -> Path:
         return self._directory / f"{key}.json"
-
-
-def identity(files: ModelFiles) -> str:
-    """A hash of each weight file's name, size, time of change, header and samples.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    headers: dict[Path, int] = {}  # where the first tensor begins
-    for tensor in files.read_ahead.tensors():
-        headers[tensor.file] = min(tensor.begin, headers.get(tensor.file, tensor.begin))
-    digest = hashlib.sha256()
-    for file, header in sorted(headers.items()):
-        with file.open("rb") as opened:
-            status = os.fstat(opened.fileno())
-            told = [file.name, status.st_size, status.st_mtime_ns, header]
-            digest.update(json.dumps(told).encode())
-            digest.update(opened.read(header))
-            last = max(0, status.st_size - _SAMPLE)
-            for i in range(_NUM_SAMPLES):
-                opened.seek(last * i // (_NUM_SAMPLES - 1))
-                digest.update(opened.read(_SAMPLE))
-    return digest.hexdigest()[:32]
 
 
 def _header_checksum(path: Path) -> str:
