@@ -22,7 +22,7 @@ def geometry() -> Geometry:
 
 @pytest.fixture
 def store() -> Iterator[KVStore]:
-    arena = Arena.allocate(num_pages=8, num_layers=2, page_stride_bytes=8)
+    arena = Arena.allocate(num_pages=8, strides=[8, 8])
     with KVStore.open(config=StoreConfig(8, PAGE_TOKENS), arena=arena) as store:
         yield store
         store.check_integrity()

@@ -35,10 +35,12 @@ from kt_kvcache import (
 # A passing run takes seconds; after a failure Hypothesis may shrink it for five minutes.
 pytestmark = pytest.mark.timeout(600)
 
-NUM_PAGES, NUM_LAYERS, PAGE_BYTES, PAGE_TOKENS = 9, 2, 8, 2
-POISON = np.full(PAGE_BYTES, 0xEE, np.uint8)
+NUM_PAGES, PAGE_TOKENS = 9, 2
+STRIDES = (8, 20)  # of a layer with attention to all tokens and of one with another kind
+NUM_LAYERS = len(STRIDES)
+POISON = 0xEE
 IDENTITY = Identity(weights="w", kv_format="uint8")
-GEOMETRY = Geometry(PAGE_TOKENS, (Group("kv", NUM_LAYERS, PAGE_BYTES),))
+GEOMETRY = Geometry(PAGE_TOKENS, tuple(Group(f"{n}", 1, n) for n in STRIDES))
 NAMESPACES = [
     (IDENTITY, "alice"),
     (IDENTITY, "bob"),
@@ -52,7 +54,8 @@ picks = st.integers(0, 10**6)
 
 
 def content(page_hash: bytes, layer: int) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(page_hash + bytes([layer])).digest()[:PAGE_BYTES], np.uint8)
+    digest = hashlib.sha256(page_hash + bytes([layer])).digest()
+    return np.frombuffer(digest[: STRIDES[layer]], np.uint8)
 
 
 def path(chain: Chain, num_pages: int) -> tuple[bytes, ...]:
@@ -87,7 +90,7 @@ class Kernel:
 class StoreMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.arena = Arena.allocate(NUM_PAGES, NUM_LAYERS, PAGE_BYTES)
+        self.arena = Arena.allocate(NUM_PAGES, STRIDES)
         self.store = KVStore.open(config=StoreConfig(NUM_PAGES, PAGE_TOKENS), arena=self.arena)
         self.spaces = [self.make_space(i) for i in range(len(NAMESPACES))]
         self.cached: dict[bytes, tuple[int, Chain]] = {}  # the oracle: hash -> where to find it

@@ -21,7 +21,8 @@ from kt_kvcache.page_mover import (
 )
 
 MOVERS = [ThreadPageMover]
-NUM_PAGES, NUM_LAYERS, STRIDE = 12, 3, 2500
+NUM_PAGES = 12
+STRIDES = (2500, 1000, 4000)
 PAYLOAD, EXTENT = 8192, 4096
 
 
@@ -42,9 +43,7 @@ def fd(tmp_path):
 
 def random_arena(seed=0, num_pages=NUM_PAGES):
     rng = np.random.default_rng(seed)
-    return Arena(
-        [rng.integers(0, 256, (num_pages, STRIDE), np.uint8, False) for _ in range(NUM_LAYERS)]
-    )
+    return Arena([rng.integers(0, 256, (num_pages, n), np.uint8, False) for n in STRIDES])
 
 
 def arguments(fd, offsets, seeds):
@@ -71,9 +70,9 @@ def rows(arena, page_id):
 
 
 def test_sizes():
-    assert payload_bytes(3, 2500) == PAYLOAD
-    assert payload_bytes(1, 4096) == 4096
-    assert payload_bytes(1, 4097) == 8192
+    assert payload_bytes(sum(STRIDES)) == PAYLOAD
+    assert payload_bytes(4096) == 4096
+    assert payload_bytes(4097) == 8192
     assert (num_extents(8192, 4096), num_extents(8192, 12288), num_extents(12288, 8192)) == (
         2,
         1,

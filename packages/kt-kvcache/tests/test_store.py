@@ -23,15 +23,15 @@ def test_sizes_must_be_positive(fields):
 
 def test_an_arena_of_another_size_is_refused():
     with pytest.raises(ValueError, match="arena must have 2 pages; got 3"):
-        KVStore.open(config=StoreConfig(2), arena=Arena.allocate(3, 1, 1))
+        KVStore.open(config=StoreConfig(2), arena=Arena.allocate(3, [1]))
 
 
 def test_a_geometry_must_fit_pages_and_arena(store, identity, geometry):
     with pytest.raises(ValueError, match="must have 2 tokens per page; got 4"):
         store.space(identity, replace(geometry, page_tokens=4))
-    with pytest.raises(ValueError, match=r"2 layers x 8 bytes per page; got 3 layers x \[8\]"):
+    with pytest.raises(ValueError, match=r"arena's layers, \(8, 8\); got \(8, 8, 8\)"):
         store.space(identity, Geometry(2, (Group("kv", 3, 8),)))
-    with pytest.raises(ValueError, match=r"got 2 layers x \[4, 8\]"):
+    with pytest.raises(ValueError, match=r"got \(8, 4\)"):
         store.space(identity, Geometry(2, (Group("k", 1, 8), Group("v", 1, 4))))
     halves = Geometry(2, (Group("k", 1, 8), Group("v", 1, 8)))
     assert store.space(identity, halves).page_tokens == 2
@@ -99,7 +99,7 @@ def many_thread_switches():
 @pytest.mark.usefixtures("many_thread_switches")
 def test_threads_never_see_each_others_bytes(identity, geometry):
     num_pages, num_threads, num_requests = 24, 4, 150
-    arena = Arena.allocate(num_pages, 2, 8)
+    arena = Arena.allocate(num_pages, [8, 8])
     store = KVStore.open(config=StoreConfig(num_pages, 2), arena=arena)
     spaces = [store.space(identity, geometry, tenant=tenant) for tenant in ("a", "b")]
     failures, refusals = [], []

@@ -13,7 +13,7 @@ PAGE_TOKENS = 4
 
 @pytest.fixture
 def store():
-    arena = Arena.allocate(num_pages=8, num_layers=2, page_stride_bytes=PAGE_TOKENS)
+    arena = Arena.allocate(num_pages=8, strides=[PAGE_TOKENS] * 2)
     with KVStore.open(config=StoreConfig(8, PAGE_TOKENS), arena=arena) as store:
         yield store
         store.check_integrity()

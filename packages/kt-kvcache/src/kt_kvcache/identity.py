@@ -59,7 +59,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Layers whose pages have one size.
+    """Consecutive layer buffers whose pages have one size.
+
+    GQA is one group, or two where k and v lie apart; MLA is one group of latents; layers with a
+    sliding window are a group of their own where their pages have another size.
 
     Attributes:
         name: such as "kv", or "k" and "v" where they lie in separate buffers.

@@ -36,9 +36,9 @@ _RUN_BYTES = 2 << 20
 _MASK = (1 << 64) - 1
 
 
-def payload_bytes(num_layers: int, page_stride_bytes: int) -> int:
+def payload_bytes(page_bytes: int) -> int:
     """Bytes of a page's payload in a file, padding included."""
-    return -(-num_layers * page_stride_bytes // ALIGN) * ALIGN
+    return -(-page_bytes // ALIGN) * ALIGN
 
 
 def num_extents(payload: int, extent_bytes: int) -> int:
@@ -116,7 +116,7 @@ class _Batch:
 
     def __post_init__(self) -> None:
         self.page_ids = np.array(self.view.page_ids, np.intp)
-        self.payload = payload_bytes(len(self.view.layer_buffers), self.view.page_stride_bytes)
+        self.payload = payload_bytes(self.view.page_bytes)
 
 
 _Run = tuple[_Batch, int, int]  # pages [first, last) of a batch, consecutive in one file
@@ -205,9 +205,7 @@ class ThreadPageMover:
         writable = all(buffer.flags.writeable for buffer in view.layer_buffers)
         if op == "read" and not writable:
             raise ValueError("[page_mover.read] the view must be writable; got a read-only one")
-        extents = num_extents(
-            payload_bytes(len(view.layer_buffers), view.page_stride_bytes), extent_bytes
-        )
+        extents = num_extents(payload_bytes(view.page_bytes), extent_bytes)
         is_read = sums is not None
         sums = np.zeros((n, extents), np.uint64) if sums is None else sums
         for name, array, shape in (
@@ -350,12 +348,11 @@ def _checksums(batch: _Batch, i: int, row: Bytes) -> list[int]:
 
 
 def _gather(batch: _Batch, first: int, last: int, rows: Bytes) -> None:
-    stride = batch.view.page_stride_bytes
     ids = batch.page_ids[first:last]
     end = 0
     for buffer in batch.view.layer_buffers:
-        rows[:, end : end + stride] = buffer[ids]
-        end += stride
+        start, end = end, end + buffer.shape[1]
+        rows[:, start:end] = buffer[ids]
     rows[:, end:] = 0
     for i in range(first, last):
         batch.sums[i] = _checksums(batch, i, rows[i - first])
@@ -367,7 +364,8 @@ def _scatter(batch: _Batch, first: int, last: int, rows: Bytes) -> None:
             good = _checksums(batch, i, rows[i - first]) == batch.sums[i].tolist()
             batch.statuses[i] = 0 if good else CHECKSUM
     good_rows = np.flatnonzero(batch.statuses[first:last] == 0)
-    stride = batch.view.page_stride_bytes
     ids = batch.page_ids[first:last][good_rows]
-    for layer, buffer in enumerate(batch.view.layer_buffers):
-        buffer[ids] = rows[good_rows, layer * stride : (layer + 1) * stride]
+    end = 0
+    for buffer in batch.view.layer_buffers:
+        start, end = end, end + buffer.shape[1]
+        buffer[ids] = rows[good_rows, start:end]

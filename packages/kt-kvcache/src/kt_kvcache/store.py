@@ -132,11 +132,9 @@ class KVStore:
         arena = self._arena
         if arena is None:
             return
-        num_layers = sum(group.num_layers for group in geometry.groups)
-        sizes = {group.bytes_per_page for group in geometry.groups}
-        if num_layers != arena.num_layers or sizes != {arena.page_stride_bytes}:
+        strides = tuple(g.bytes_per_page for g in geometry.groups for _ in range(g.num_layers))
+        if strides != arena.strides:
             raise ValueError(
-                f"[kvstore.space] geometry must fit the arena of {arena.num_layers} layers x "
-                f"{arena.page_stride_bytes} bytes per page; got {num_layers} layers x "
-                f"{sorted(sizes)}"
+                "[kvstore.space] the groups' bytes per page must be those of the arena's layers, "
+                f"{arena.strides}; got {strides}"
             )
