@@ -74,11 +74,13 @@ class EndlessPages:
         """Holds nothing."""
 
 
-def probed(machine: Machine) -> StepTimeModel:
-    """What exec/probe.py would find on that machine."""
-    works = [StepWork(n, 0, n) for n in (1, 4)]
-    works += [StepWork().with_chunk(0, n) for n in (16, 64, 256, 512)]
-    works.append(StepWork().with_chunk(3840, 256))
+def probed(machine: Machine, only_start: bool = False) -> StepTimeModel:
+    """What exec/probe.py would find on that machine, in all or before the first request."""
+    works = [StepWork(1, 0, 1)]
+    if not only_start:
+        works.append(StepWork(4, 0, 4))
+        works += [StepWork().with_chunk(0, n) for n in (16, 64, 256, 512)]
+        works.append(StepWork().with_chunk(3840, 256))
     rng = random.Random(2)
     return StepTimeModel(NUM_EXPERTS, TOP_K, [(w, machine.seconds(w, rng)) for w in works])
 
@@ -134,6 +136,7 @@ def main() -> None:
         cases += [
             (name, here, probed(here), 512, seconds),
             (f"{name}, noise", noisy, probed(noisy), 512, seconds),
+            (f"{name}, before it idled", here, probed(here, only_start=True), 512, seconds),
             (f"{name}, probed twice as fast", Machine(2.0), probed(here), 512, seconds),
             (f"{name}, probed half as fast", Machine(0.5), probed(here), 512, seconds),
         ]

@@ -23,6 +23,7 @@ from kt_runtime.config import EngineConfig
 from kt_runtime.core import Request, SamplingParams, TokenEvent
 from kt_runtime.engine import Engine
 from kt_runtime.exec.backend import Backend
+from kt_runtime.exec.probe import Probe
 from kt_runtime.protocols import Batch, KVLayer, ModelShape
 from kt_runtime.scheduler import StepTimes
 
@@ -141,6 +142,7 @@ def fake_engine(
     model: FakeCausalLM | None = None,
     times: StepTimes | None = None,
     clock: Callable[[], float] | None = None,
+    probe: Probe | None = None,
     **settings: Any,
 ) -> Engine:
     """An engine over the fake model; float32 pages, 64 of 4 tokens unless said otherwise.
@@ -169,7 +171,7 @@ def fake_engine(
         eos_token_ids=(EOS,),
         fingerprint=Fingerprint(ModelFiles.open(directory)),
     )
-    return Engine(parts, config, times=times, clock=clock or (lambda: model.now))
+    return Engine(parts, config, times=times, probe=probe, clock=clock or (lambda: model.now))
 
 
 def greedy_request(

@@ -194,13 +194,18 @@ def test_ten_thousand_requests_aborted_at_any_time_leak_no_page():
     assert len(tokens_of(drain(engine), "all")) == 8
 
 
+def probed_times(row_s: float) -> StepTimeModel:
+    """As if probed on a machine on which a step takes that long for each row."""
+    works = [StepWork(1, 0, 1), *(StepWork().with_chunk(*c) for c in ((0, 4), (0, 64), (100, 64)))]
+    return StepTimeModel(probed=[(work, row_s * work.num_rows) for work in works], page_size=4)
+
+
 def chunks_beside_a_decode(max_itl_ms: float) -> dict[int, int]:
     """Chunks of a prompt of 200 where each row takes a millisecond."""
     model = FakeCausalLM()
     model.seconds = lambda batch, live: 0.001 * live
-    probed = [(StepWork(1, 0, 1), 0.001), (StepWork(0, 64, 0), 0.064)]
     settings = {"max_itl_ms": max_itl_ms, "max_batch_tokens": 256}
-    engine = fake_engine(model, StepTimeModel(probed=probed), **settings)
+    engine = fake_engine(model, probed_times(0.001), **settings)
     engine.add(greedy_request("talks", [1], 100))
     engine.step()
     engine.add(greedy_request("long", [2] * 200, 1))
@@ -221,8 +226,7 @@ def test_the_engine_learns_how_long_steps_take():
     model = FakeCausalLM()
     model.seconds = lambda batch, live: 0.004 * live
     # The probe saw a machine four times as fast.
-    probed = [(StepWork(1, 0, 1), 0.001), (StepWork(0, 64, 0), 0.064)]
-    engine = fake_engine(model, StepTimeModel(probed=probed), max_itl_ms=50, num_pages=256)
+    engine = fake_engine(model, probed_times(0.001), max_itl_ms=50, num_pages=256)
     engine.add(greedy_request("talks", [1], 200))
     engine.step()
     engine.add(greedy_request("long", [2] * 250, 1))
@@ -232,3 +236,23 @@ def test_the_engine_learns_how_long_steps_take():
         engine.step()
         seconds.append(model.now - before)
     assert 0.05 * 0.8 < max(seconds[10:-1]) < 0.05 * 1.1
+
+
+def test_an_engine_that_never_idles_finds_out_what_chunks_cost():
+    """Nothing was probed but a lone decode, and something decodes from the first token on."""
+    model = FakeCausalLM()
+    model.seconds = lambda batch, live: 0.001 * live
+    times = StepTimeModel(probed=[(StepWork(1, 0, 1), 0.001)], page_size=4)
+    engine = fake_engine(model, times, max_itl_ms=70, max_batch_tokens=256)
+    engine.add(greedy_request("talks", [1], 100))
+    engine.step()
+    engine.add(greedy_request("long", [2] * 200, 1))
+    sizes = []
+    while not engine.stats().finished:
+        before = model.now
+        engine.step()
+        sizes.append(round((model.now - before) / 0.001) - 1)
+    assert sizes[0] == 4
+    assert all(size <= 4 * max(sizes[:i]) for i, size in enumerate(sizes) if i)
+    assert 60 < max(sizes) <= 69
+    assert len(sizes) == 5

@@ -172,6 +172,59 @@ async def test_only_one_thread_steps():
             engine.step()
 
 
+class CountedProbe:
+    """Stands for exec.probe.Probe: three steps, each of which waits to be let go."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.is_done = False
+        self.may_go = threading.Semaphore(0)
+
+    def step(self) -> None:
+        self.begun += 1
+        self.may_go.acquire(timeout=10)
+        self.is_done = self.begun == 3
+
+
+async def test_the_probe_goes_on_while_nothing_runs_and_holds_a_request_up_by_one_step(monkeypatch):
+    monkeypatch.setattr("kt_runtime.engine._PROBE_AFTER_S", 0.01)
+    probe = CountedProbe()
+    with fake_engine(probe=probe) as engine:
+        await collect(engine, greedy_request("a", [1], 3))
+        await until(lambda: probe.begun == 1)
+        request = asyncio.create_task(collect(engine, greedy_request("b", [2], 3)))
+        await until(lambda: engine.stats().num_waiting == 1)
+        probe.may_go.release()
+        assert tokens_of(await request, "b") == greedy_continuation([2], 3)
+        probe.may_go.release(2)
+        await until(lambda: probe.is_done)
+        assert len(await collect(engine, greedy_request("c", [3], 3))) == 3
+    assert probe.begun == 3
+
+
+async def test_requests_that_follow_each_other_meet_no_probe():
+    probe = CountedProbe()
+    with fake_engine(probe=probe) as engine:
+        for i in range(5):
+            await collect(engine, greedy_request(f"{i}", [i], 3))
+    assert probe.begun == 0
+
+
+async def test_closing_does_not_wait_for_the_rest_of_the_probe(monkeypatch):
+    monkeypatch.setattr("kt_runtime.engine._PROBE_AFTER_S", 0.0)
+    probe = CountedProbe()
+    engine = fake_engine(probe=probe)
+    await collect(engine, greedy_request("a", [1], 3))
+    await until(lambda: probe.begun == 1)
+    probe.may_go.release()
+    await until(lambda: probe.begun == 2)
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    await until(lambda: engine.closed_reason is not None)
+    probe.may_go.release()
+    await closing
+    assert probe.begun == 2
+
+
 async def test_an_idle_thread_sleeps():
     with fake_engine() as engine:
         await collect(engine, greedy_request("a", [1], 2))

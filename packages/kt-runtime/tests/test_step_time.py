@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kt_runtime.scheduler import StepTimeModel, StepWork
+from kt_runtime.scheduler import StepBudget, StepTimeModel, StepWork
 
 E, K = 128, 8
 
@@ -36,7 +39,7 @@ PROBED = [
 OTHERS = [
     *(StepWork(n, 0, 300 * n) for n in (2, 3, 8)),
     *(StepWork(n, 0, 300 * n).with_chunk(start, 100) for n in (1, 4, 8) for start in (0, 8000)),
-    StepWork().with_chunk(3000, 400),
+    StepWork().with_chunk(3000, 300),
 ]
 
 
@@ -51,7 +54,7 @@ def test_a_probe_of_seven_steps_tells_the_others(work):
 
 def test_an_unprobed_model_expects_nothing_and_learns():
     model = StepTimeModel(E, K)
-    assert model.seconds(StepWork(4, 100, 900)) == 0
+    assert model.seconds(StepWork(4, 16, 200)) == 0
     for work in PROBED * 3:
         model.observe(work, machine(work))
     assert model.seconds(OTHERS[3]) == pytest.approx(machine(OTHERS[3]), rel=0.1)
@@ -134,3 +137,61 @@ def test_a_clock_that_stands_still_does_no_harm():
     for work in PROBED * 5:
         model.observe(work, 0.0)
     assert model.seconds(OTHERS[-1]) == 0
+
+
+def test_a_page_may_be_tried_before_any_chunk_was_seen():
+    model = StepTimeModel(E, K, [(StepWork(1, 0, 1), 0.03)], page_size=16)
+    decodes = StepWork(2, 0, 40)
+    assert model.seconds(decodes) < math.inf
+    assert model.seconds(decodes.with_chunk(0, 16)) < math.inf
+    assert model.seconds(decodes.with_chunk(0, 17)) == math.inf
+    assert model.seconds(decodes.with_chunk(1000, 16)) == math.inf
+
+
+works = st.builds(
+    lambda decodes, start, size: StepWork(decodes, 0, 50 * decodes).with_chunk(start, size),
+    st.integers(0, 20),
+    st.integers(0, 9000),
+    st.integers(0, 600),
+)
+
+
+@given(seen=st.lists(works, max_size=8), work=works, probed=st.booleans())
+def test_only_chunks_within_four_times_what_was_seen_have_a_duration(seen, work, probed):
+    model = StepTimeModel(E, K, page_size=16)
+    for other in seen:
+        (model.probe if probed else model.observe)(other, machine(other))
+    most_prefill = max([w.num_prefill_tokens for w in seen], default=0)
+    most_attended = max([w.num_attended_tokens for w in seen], default=0)
+    is_near = work.num_prefill_tokens <= max(16, 4 * most_prefill)
+    is_near &= work.num_attended_tokens <= max(256, 16 * most_attended)
+    assert (model.seconds(work) < math.inf) == (is_near or work.num_prefill_tokens == 0)
+
+
+def test_a_first_long_chunk_counts_in_full_and_for_good():
+    model = StepTimeModel(E, K, [(StepWork(1, 0, 1), machine(StepWork(1, 0, 1)))])
+    chunks = [StepWork().with_chunk(0, size) for size in (16, 64, 256)]
+    for work in chunks:  # each takes much longer than twice what the ones before let expect
+        model.observe(work, machine(work))
+        assert model.seconds(work) == pytest.approx(machine(work), rel=0.05)
+    for _ in range(5000):
+        model.observe(StepWork(4, 0, 4000), machine(StepWork(4, 0, 4000)))
+    for work in chunks:
+        assert model.seconds(work) == pytest.approx(machine(work), rel=0.1)
+
+
+@given(slowness=st.floats(0.1, 10), max_itl_s=st.floats(0.05, 1.0), num_decodes=st.integers(1, 8))
+def test_without_a_probe_no_step_takes_much_longer_than_it_may(slowness, max_itl_s, num_decodes):
+    model = StepTimeModel(E, K)
+    budget = StepBudget(model, max_batch_tokens=512, max_itl_s=max_itl_s, page_size=16)
+    decodes = StepWork(num_decodes, 0, 100 * num_decodes)
+    page = slowness * machine(decodes.with_chunk(0, 16))
+    position = 0
+    for _ in range(40):
+        size = budget.chunk(decodes, position, 4096)
+        work = decodes.with_chunk(position, size)
+        seconds = slowness * machine(work)
+        # The first chunks meet experts that nobody paid for yet.
+        assert seconds <= max(1.5 * max_itl_s, 1.5 * page), (size, seconds)
+        model.observe(work, seconds)
+        position += size

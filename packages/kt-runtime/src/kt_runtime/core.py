@@ -248,7 +248,7 @@ class EngineStats:
         weight_format: as asked for.
         weight_formats: what each kind of matrix was packed to: {"experts": "int4", …}.
         kv_dtype: as resolved.
-        op_counts: how often each kernel op ran; empty for the torch backend.
+        op_counts: how often each kernel op ran, the probe's included; empty for the torch backend.
     """
 
     num_running: int

@@ -31,7 +31,7 @@ from kt_runtime.core import (
 from kt_runtime.counters import Counters
 from kt_runtime.exec.batch import build_batch
 from kt_runtime.exec.outputs import Floats, RequestOutputs
-from kt_runtime.exec.probe import probe
+from kt_runtime.exec.probe import Probe
 from kt_runtime.loop import EngineLoop
 from kt_runtime.request_checks import check_request
 from kt_runtime.scheduler import (
@@ -48,6 +48,9 @@ from kt_runtime.scheduler import (
 # that even on its own still has half of each step for prompts.
 _MAX_ITL_S = 0.1
 _MAX_ITL_DECODES = 2.0
+# After that long without a request the probe goes on: requests that follow each other closely never
+# wait for it.
+_PROBE_AFTER_S = 0.5
 
 
 class Engine:
@@ -60,6 +63,8 @@ class Engine:
         parts: what it drives; `from_pretrained` makes them.
         config: the settings.
         times: predicts how long steps take, and learns it; None starts without any experience.
+        probe: measures more of them while `generate`'s thread has nothing to do; None measures
+            nothing.
         clock: seconds since some moment.
 
     Attributes:
@@ -76,6 +81,7 @@ class Engine:
         config: EngineConfig,
         *,
         times: StepTimes | None = None,
+        probe: Probe | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
@@ -84,8 +90,8 @@ class Engine:
         self.eos_token_ids = parts.eos_token_ids
         self.max_model_len = parts.max_model_len
         self._parts = parts
-        self._ops_before = dict(parts.op_counts())  # those of the probe
-        self._times = times or StepTimeModel(parts.shape.num_experts, parts.shape.top_k)
+        self._times = times or _step_times(parts, config)
+        self._probe = probe
         self._clock = clock
         if config.max_itl_ms is not None:
             self._max_itl_s = config.max_itl_ms / 1000
@@ -136,9 +142,10 @@ class Engine:
         """
         config = config or EngineConfig()
         parts = assemble(path, config, progress)
-        probed = probe(parts.runner, parts.shape, config, parts.max_model_len)
-        times = StepTimeModel(parts.shape.num_experts, parts.shape.top_k, probed)
-        return cls(parts, config, times=times)
+        times = _step_times(parts, config)
+        probe = Probe(times, parts.runner, parts.shape, config, parts.max_model_len)
+        probe.start()
+        return cls(parts, config, times=times, probe=probe)
 
     def add(self, request: Request) -> None:
         """Queue a request; its events come out of later steps. Thread-safe.
@@ -191,9 +198,19 @@ class Engine:
             return bool(self._live)
 
     def wait_for_work(self) -> None:
-        """Block until a request is in flight or the engine is closed."""
+        """Block until a request is in flight or the engine is closed. A request that arrives while
+        the probe goes on waits for one of its steps at most."""
+
+        def is_wanted() -> bool:
+            return bool(self._live) or self._closed is not None
+
+        while self._probe is not None and not self._probe.is_done:
+            with self._inbox:
+                if self._inbox.wait_for(is_wanted, _PROBE_AFTER_S):
+                    return
+            self._probe.step()
         with self._inbox:
-            self._inbox.wait_for(lambda: self._live or self._closed is not None)
+            self._inbox.wait_for(is_wanted)
 
     def step(self) -> list[TokenEvent]:
         """Schedule and compute one step. Returns the news in step order; empty without work.
@@ -257,7 +274,6 @@ class Engine:
         parts, runner = self._parts, self._parts.runner
         pages = parts.page_counts()
         num_running = len(self._scheduler.running)
-        ops = parts.op_counts()
         with self._inbox:
             num_live = len(self._live)
         return EngineStats(
@@ -276,7 +292,7 @@ class Engine:
             weight_formats=parts.weight_formats,
             kv_dtype=self.config.resolved_kv_dtype,
             **self._counters.snapshot(),
-            op_counts={op: n - self._ops_before.get(op, 0) for op, n in ops.items()},
+            op_counts=parts.op_counts(),
         )
 
     def close(self, reason: str = "the engine was closed") -> None:
@@ -364,3 +380,9 @@ class Engine:
     def _end(self, request_id: str) -> None:
         with self._inbox:
             del self._live[request_id]
+
+
+def _step_times(parts: EngineParts, config: EngineConfig) -> StepTimeModel:
+    """Without any experience."""
+    shape = parts.shape
+    return StepTimeModel(shape.num_experts, shape.top_k, page_size=config.page_size)

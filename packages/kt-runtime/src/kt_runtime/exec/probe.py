@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures a few steps of a loaded model at start-up, for the scheduler's time budget. Leaves no KV
-and no counts behind, and decides nothing.
+"""Measures steps of a loaded model for the scheduler's time budget: a lone decode at the start, the
+others while nobody waits. Leaves no KV and no counts behind, and decides nothing.
 
 Rows are written to no page (slot -1) and attend to whatever the pages hold: what a step computes
 does not change how long it takes.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from statistics import median
 
 import numpy as np
@@ -19,19 +19,17 @@ import torch
 from kt_runtime.config import EngineConfig
 from kt_runtime.exec.runner import Runner
 from kt_runtime.protocols import Batch, ModelShape
-from kt_runtime.scheduler import StepWork
+from kt_runtime.scheduler import StepTimeModel, StepWork
 
 _log = logging.getLogger(__name__)
 
-Probed = list[tuple[StepWork, float]]
-
-# Two points make a line; four is also what a personal server rarely exceeds.
-_DECODE_BATCHES = (1, 4)
+# One decode tells what an idle reader waits for; four is what a personal server rarely exceeds.
+_MANY_DECODES = 4
 # After one run that touches memory and records the graph. A median of three bears one bad one.
 _DECODE_REPEATS = 3
 # Chunks grow by this from one page on, which makes some five of them. Two tell what a token costs
 # and what the experts do; more are measured as long as the next one is not expected to take longer
-# than this, because somebody waits for the start.
+# than this, because a request that arrives meanwhile waits for it.
 _CHUNK_GROWTH = 4
 _LONGEST_CHUNK_S = 0.25
 # Where a late chunk stands, unless the context ends before: far enough for attention to show, near
@@ -41,60 +39,96 @@ _LATE_POSITION = 1024
 _ID_STRIDE = 7919
 
 
-def probe(
-    runner: Runner,
-    shape: ModelShape,
-    config: EngineConfig,
-    max_model_len: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Probed:
-    """Steps and the seconds they took: two batches of decodes, chunks from a page to a whole step,
-    and a chunk late in a long context.
+_Steps = Generator[None, None, float]
+
+
+class Probe:
+    """Two batches of decodes, chunks from a page to a whole step, and a chunk late in a long
+    context, measured one step at a time. Belongs to the stepping thread.
 
     Args:
-        runner: runs them; its counts are put back.
+        times: learns what was measured.
+        runner: runs the steps, and does not count them.
         shape, config, max_model_len: what the steps must fit.
         clock: seconds.
+
+    Attributes:
+        is_done: whether nothing is left to measure.
     """
-    probed: Probed = []
-    counts = runner.steps, runner.graph_steps
 
-    def measure(starts: list[int], size: int, repeats: int) -> float:
-        batch = _batch(starts, size, shape, config)
-        seconds = []
+    def __init__(
+        self,
+        times: StepTimeModel,
+        runner: Runner,
+        shape: ModelShape,
+        config: EngineConfig,
+        max_model_len: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._times = times
+        self._runner = runner
+        self._shape = shape
+        self._config = config
+        self._max_model_len = max_model_len
+        self._clock = clock
+        self._rest = self._measure_rest()
+        self.is_done = False
+
+    def start(self) -> None:
+        """Measure a lone decode, all that is needed before the first request."""
+        for _ in self._decodes(1):
+            pass
+
+    def step(self) -> None:
+        """Run one more step. An error of the model ends the probe: requests may still succeed."""
+        try:
+            next(self._rest)
+        except StopIteration:
+            self.is_done = True
+        except Exception:
+            _log.exception("the probe of step times failed; only requests' steps are learned from")
+            self.is_done = True
+
+    def _measure_rest(self) -> Generator[None, None, None]:
+        if self._config.max_num_seqs >= _MANY_DECODES:
+            yield from self._decodes(_MANY_DECODES)
+        page_size = self._config.page_size
+        largest = min(self._config.max_batch_tokens, self._max_model_len)
+        size = min(page_size, largest)
+        late_size = size
+        while True:
+            seconds = yield from self._chunk(0, size)
+            is_slow = size > page_size and seconds * _CHUNK_GROWTH > _LONGEST_CHUNK_S
+            if size == largest or is_slow:
+                break
+            late_size, size = size, min(size * _CHUNK_GROWTH, largest)
+        late = min(_LATE_POSITION, self._max_model_len) - late_size
+        if late > 0:
+            yield from self._chunk(late, late_size)
+
+    def _decodes(self, count: int) -> _Steps:
+        work = StepWork(count, 0, count)
+        return self._measure(
+            work, _batch([0] * count, 1, self._shape, self._config), _DECODE_REPEATS
+        )
+
+    def _chunk(self, start: int, size: int) -> _Steps:
+        work = StepWork().with_chunk(start, size)
+        return self._measure(work, _batch([start], size, self._shape, self._config), 1)
+
+    def _measure(self, work: StepWork, batch: Batch, repeats: int) -> _Steps:
+        """Runs it, pausing after each time; returns its seconds."""
+        taken = []
         for _ in range(repeats + 1):
-            before = clock()
-            runner.run(batch)
-            seconds.append(clock() - before)
+            before = self._clock()
+            self._runner.rehearse(batch)
+            taken.append(self._clock() - before)
+            yield
         # The first run pays for what later ones find done.
-        return median(seconds[1:])
-
-    for num_decodes in _DECODE_BATCHES:
-        if num_decodes <= config.max_num_seqs:
-            seconds = measure([0] * num_decodes, 1, _DECODE_REPEATS)
-            probed.append((StepWork(num_decodes, 0, num_decodes), seconds))
-            _log.info("probe: %d decodes take %.1f ms", num_decodes, seconds * 1e3)
-
-    def chunk(start: int, size: int) -> float:
-        seconds = measure([start], size, 1)
-        probed.append((StepWork().with_chunk(start, size), seconds))
-        _log.info("probe: a chunk of %d at %d takes %.1f ms", size, start, seconds * 1e3)
+        seconds = median(taken[1:])
+        self._times.probe(work, seconds)
+        _log.info("probe: %s takes %.1f ms", work, seconds * 1e3)
         return seconds
-
-    largest = min(config.max_batch_tokens, max_model_len)
-    size = min(config.page_size, largest)
-    late_size = size
-    while True:
-        seconds = chunk(0, size)
-        is_slow = size > config.page_size and seconds * _CHUNK_GROWTH > _LONGEST_CHUNK_S
-        if size == largest or is_slow:
-            break
-        late_size, size = size, min(size * _CHUNK_GROWTH, largest)
-    late = min(_LATE_POSITION, max_model_len) - late_size
-    if late > 0:
-        chunk(late, late_size)
-    runner.steps, runner.graph_steps = counts
-    return probed
 
 
 def _batch(starts: list[int], size: int, shape: ModelShape, config: EngineConfig) -> Batch:

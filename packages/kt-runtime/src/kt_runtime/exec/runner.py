@@ -52,24 +52,34 @@ class Runner:
         KV of all rows is written to batch.slot_mapping.
         """
         started = time.perf_counter()
+        self.steps += 1
+        graphs = self._graphs_for(batch)
+        self.graph_steps += graphs is not None
         try:
-            return self._run(batch)
+            return self._forward(batch, graphs)
         finally:
             self.seconds += time.perf_counter() - started
 
-    def _run(self, batch: Batch) -> Tensor:
-        self.steps += 1
-        num_rows, num_seqs = len(batch.input_ids), len(batch.seq_lens)
-        graphs = self._graphs
+    def rehearse(self, batch: Batch) -> None:
+        """Run it for the time that it takes, counted nowhere."""
+        self._forward(batch, self._graphs_for(batch))
+
+    def _graphs_for(self, batch: Batch) -> GraphRunner | None:
+        """Those that can run it."""
+        graphs, num_rows = self._graphs, len(batch.input_ids)
+        if graphs is None or self._check is not None or num_rows != len(batch.seq_lens):
+            return None
+        return graphs if graphs.can_run(num_rows) else None
+
+    def _forward(self, batch: Batch, graphs: GraphRunner | None) -> Tensor:
         with torch.inference_mode():
             if self._check is not None:
                 return self._check.forward(self._model, batch, self._kv)
-            if graphs is None or num_rows != num_seqs or not graphs.can_run(num_rows):
+            if graphs is None:
                 return self._model.forward(self._ops, batch, self._kv)
-            self.graph_steps += 1
             logits = graphs.run(batch)
             wanted = batch.logits_rows
-            if wanted is None or len(wanted) == num_rows:
+            if wanted is None or len(wanted) == len(logits):
                 return logits
             return logits[wanted.long()]
 
