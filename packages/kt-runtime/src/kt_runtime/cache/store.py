@@ -69,7 +69,10 @@ def open_store(config: EngineConfig, kv: Sequence[KVLayer], origin: KVOrigin) ->
     arena = Arena([_bytes(layer.k) for layer in kv] + [_bytes(layer.v) for layer in kv])
     geometry = Geometry(
         page_tokens=config.page_size,
-        groups=tuple(Group(name, len(kv), arena.page_stride_bytes) for name in ("k", "v")),
+        groups=(
+            Group("k", len(kv), arena.strides[0]),
+            Group("v", len(kv), arena.strides[-1]),
+        ),
         layout="token, head, dim",
     )
     store = KVStore.open(None, config=StoreConfig(num_pages, config.page_size), arena=arena)
