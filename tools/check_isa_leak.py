@@ -24,10 +24,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "packages" / "kt-kernel" / "build"
+KVCACHE_BUILD = ROOT / "packages" / "kt-kvcache" / "build"  # there is none without a compiler
 
 _AVX512 = ("avx512", "avx512_vnni", "avx512_bf16", "amx")
 OWNERS = {
     "tile": ("amx",),
+    "SHA": ("sha_ni",),
     "BF16": ("avx512_bf16",),
     "VNNI": ("avx_vnni", "avx512_vnni", "avx512_bf16"),
     "EVEX": _AVX512,
@@ -46,6 +48,7 @@ FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*\t(?:\{\w+\} )?(\S+)\s*(.*)")
 EXTENSIONS = {
     "tile": re.compile(r"tile|tdp|ldtilecfg|sttilecfg|tcmm"),
+    "SHA": re.compile(r"sha(256|1)"),
     "BF16": re.compile(r"vdpbf16|vcvtne2?ps2?bf16|vcvtneps2bf16"),
     "VNNI": re.compile(r"vpdp"),
 }
@@ -61,11 +64,15 @@ PREFIXES = {"26", "2e", "36", "3e", "64", "65", "67"}
 
 
 def newest_build() -> list[Path]:
-    """The archive of core and targets, and the objects of the binding, of the newest build."""
+    """The archive of core and targets, and the objects of the binding, of the newest build, and
+    the objects of kt-kvcache's core.
+    """
     archives = sorted(BUILD.glob("*/libkt_core.a"), key=lambda path: path.stat().st_mtime)
     if not archives:
         raise SystemExit(f"no build found under {BUILD.relative_to(ROOT)}; run `make setup`")
-    return [archives[-1], *sorted(archives[-1].parent.rglob("_core.dir/**/*.o"))]
+    kvcache = sorted(KVCACHE_BUILD.glob("cp*"), key=lambda path: path.stat().st_mtime)[-1:]
+    objects = [sorted(build.rglob("_core.dir/**/*.o")) for build in (archives[-1].parent, *kvcache)]
+    return [archives[-1], *(path for paths in objects for path in paths)]
 
 
 class Instruction(NamedTuple):
@@ -160,7 +167,12 @@ def check(paths: list[Path]) -> tuple[set[str], dict[str, set[str]]]:
         listing = list(instructions(path))
         for instruction in listing:
             for kind in instruction_classes(instruction):
-                owners = [name for name in OWNERS[kind] if f"kt::{name}::" in instruction.function]
+                owners = [
+                    name
+                    for name in OWNERS[kind]
+                    if f"kt::{name}::" in instruction.function
+                    or f"kt::kvcache::{name}::" in instruction.function
+                ]
                 for owner in owners:
                     if "::peak_" not in instruction.function:  # a probe is no use of it
                         seen.setdefault(owner, set()).add(instruction.mnemonic)

@@ -25,13 +25,13 @@ SOURCES = (
 
 def cpp_files() -> list[str]:
     """The C++ sources, for clang-format."""
-    kernel = ROOT / "packages" / "kt-kernel"
+    kernel, kvcache = ROOT / "packages" / "kt-kernel", ROOT / "packages" / "kt-kvcache"
     directories = [kernel / name for name in ("include", "csrc", "selftest", "tests/native")]
     return [
         str(p)
-        for d in (*directories, ROOT / "tools" / "peers")
+        for d in (*directories, kvcache / "csrc", ROOT / "tools" / "peers")
         for p in sorted(d.rglob("*"))
-        if p.suffix in (".h", ".cpp")
+        if p.suffix in (".h", ".cpp") and "third_party" not in p.parts
     ]
 
 

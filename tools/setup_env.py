@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,9 +37,9 @@ PACKAGES = (
     "packages/kt-server",
     "tools/demo_model",
 )
-# Changes here mean that a package must be installed again: its metadata, and for the kernels also
+# Changes here mean that a package must be installed again: its metadata, and of those with a core
 # every C++ source.
-KERNEL_SOURCES = ("CMakeLists.txt", "include/**/*.h", "csrc/**/*.h", "csrc/**/*.cpp")
+CORE_SOURCES = ("CMakeLists.txt", "include/**/*.h", "csrc/**/*.h", "csrc/**/*.cpp")
 
 
 class SetupError(Exception):
@@ -119,8 +120,7 @@ def steps() -> Iterator[tuple[str, str, Callable[[], None]]]:
     for package in PACKAGES:
         directory = ROOT / package
         files = [directory / "pyproject.toml"]
-        if package.endswith("kt-kernel"):
-            files += sorted(p for pattern in KERNEL_SOURCES for p in directory.glob(pattern))
+        files += sorted(p for pattern in CORE_SOURCES for p in directory.glob(pattern))
         key = interpreter + digest(*files)
         yield f"install {package}", key, partial(install_editable, directory)
 
@@ -190,6 +190,8 @@ def install_editable(directory: Path) -> None:
     """One of our packages; its requirements are there already, so nothing can be pulled in
     sideways.
     """
+    # Without it kt-kvcache installs as pure Python where its core does not compile.
+    os.environ["KT_REQUIRE_CORE"] = "1"  # noqa: TID251 — for pip's children
     pip("install", "--no-build-isolation", "--no-deps", "--editable", directory)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt_kvcache.chain import Chain, Extra
+from kt_kvcache.hashing import chain_hash_python
 
 NS_KEY = bytes(range(32))
 token_lists = st.lists(st.integers(0, 2**32 - 1), max_size=40)
@@ -101,15 +102,15 @@ def test_extending_hashes_only_the_new_pages(monkeypatch):
     chain = make(range(40))
     hashed = []
 
-    def sha256(data):
-        hashed.append(data)
-        return hashlib.sha256(data)
+    def chain_hash(parent, tokens, page_tokens):
+        hashed.append(len(tokens))
+        return chain_hash_python(parent, tokens, page_tokens)
 
-    monkeypatch.setattr("kt_kvcache.chain.sha256", sha256)
+    monkeypatch.setattr("kt_kvcache.chain.chain_hash", chain_hash)
     chain.extend([1, 2, 3])
     assert hashed == []
     chain.extend([4, 5])
-    assert len(hashed) == 1
+    assert hashed == [16]
 
 
 @pytest.mark.parametrize(

@@ -98,14 +98,10 @@ def test_a_trunk_kept_alive_by_a_later_use_outlives_older_branches(index):
 
 
 def test_a_hash_that_meets_other_tokens_is_a_miss(index, monkeypatch):
-    class Colliding:
-        def __init__(self, data):
-            pass
+    def colliding(parent, tokens, page_tokens):
+        return b"\xff" * 32 * (len(tokens) // (4 * page_tokens))
 
-        def digest(self):
-            return b"\xff" * 32
-
-    monkeypatch.setattr("kt_kvcache.chain.sha256", Colliding)
+    monkeypatch.setattr("kt_kvcache.chain.chain_hash", colliding)
     index.add([1], 0)
     assert found(index, [1]) == [0]
     assert found(index, [2]) == []

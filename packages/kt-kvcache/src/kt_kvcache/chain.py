@@ -13,8 +13,6 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from itertools import islice
 from struct import pack
 from typing import Any
 
@@ -22,14 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_kvcache.errors import require_int
+from kt_kvcache.hashing import HASH_BYTES, NO_EXTRAS, TOKEN_BYTES, chain_hash, page_hash
 
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 
-HEADER_BYTES = 4  # u32 n
-TOKEN_BYTES = 4
-NO_EXTRAS = b"\x00\x00"
-
-_PAGE_DOMAIN = b"\x01"
 _MAX_EXTRAS = 0xFFFF  # k is a u16
 
 
@@ -60,26 +54,27 @@ class Chain:
     Made by ``Space.chain``. A chain belongs to one thread at a time.
     """
 
-    __slots__ = ("_bodies", "_extras", "_hashes", "_tail", "ns_key", "page_tokens")
+    __slots__ = ("_extra_bytes", "_extras", "_hashes", "_tokens", "ns_key", "page_tokens")
 
     def __init__(self, ns_key: bytes, page_tokens: int) -> None:
         """Starts an empty chain at h_0 = `ns_key` with `page_tokens` tokens per page."""
         self.ns_key = ns_key
         self.page_tokens = page_tokens
-        self._hashes: list[bytes] = []
-        self._bodies: list[bytes] = []
-        self._tail = b""  # encoded tokens after the last full page
+        # One after the other, so that a long chain makes no objects per page.
+        self._hashes = bytearray()
+        self._tokens = bytearray()  # encoded, with those after the last full page
+        self._extra_bytes: dict[int, bytes] = {}  # encoded, of full pages that have extras
         self._extras: list[Extra] = []  # by position, not hashed yet
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the chain, including those after the last full page."""
-        return len(self._hashes) * self.page_tokens + len(self._tail) // TOKEN_BYTES
+        return len(self._tokens) // TOKEN_BYTES
 
     @property
     def num_pages(self) -> int:
         """Full pages in the chain."""
-        return len(self._hashes)
+        return len(self._hashes) // HASH_BYTES
 
     def extend(self, tokens: TokenIds, extras: Sequence[Extra] = ()) -> None:
         """Appends tokens; hashes only the pages that became full. O(len(tokens)).
@@ -94,25 +89,23 @@ class Chain:
         encoded = _encode_tokens(tokens)
         if extras:
             self._extras += self._checked_extras(extras, len(encoded) // TOKEN_BYTES)
-        self._tail += encoded
-        page_bytes = self.page_tokens * TOKEN_BYTES
-        end = len(self._tail) - len(self._tail) % page_bytes
-        if not end:
-            return
-        tail, header = self._tail, pack("<I", self.page_tokens)
-        page_hash = self._hashes[-1] if self._hashes else self.ns_key
-        for start in range(0, end, page_bytes):
-            extra_bytes = self._take_extras() if self._extras else NO_EXTRAS
-            body = header + tail[start : start + page_bytes] + extra_bytes
-            page_hash = sha256(_PAGE_DOMAIN + page_hash + body).digest()
-            self._hashes.append(page_hash)
-            self._bodies.append(body)
-        self._tail = tail[end:]
+        self._tokens += encoded
+        first, end = self.num_pages, self.num_tokens // self.page_tokens
+        while first < end:
+            last = end
+            if self._extras:
+                last = min(end, self._extras[0].position // self.page_tokens)
+            if first < last:
+                self._hash_pages(first, last)
+            else:
+                last = first + 1
+                self._hash_page_with_extras(first)
+            first = last
 
     def page_hash(self, page: int) -> bytes:
         """Returns the 32-byte hash h of full page `page`, counted from 0."""
         require_int("page_hash", "page", page, 0, self.num_pages - 1)
-        return self._hashes[page]
+        return bytes(self._hashes[page * HASH_BYTES : (page + 1) * HASH_BYTES])
 
     def parent_hash(self, page: int) -> bytes:
         """Returns the hash before full page `page`: of the page before it, or the ns_key."""
@@ -121,7 +114,7 @@ class Chain:
     def page_body(self, page: int) -> bytes:
         """Returns the hashed body of full page `page`: its token ids and extras."""
         require_int("page_body", "page", page, 0, self.num_pages - 1)
-        return self._bodies[page]
+        return b"".join(self._parts(page))
 
     def fragment(self, page: int) -> tuple[bytes, bytes]:
         """Returns what the chain has of page `page`, full or not, as a body is encoded.
@@ -130,14 +123,36 @@ class Chain:
             The body up to its last token, and the extras among these tokens.
         """
         require_int("fragment", "page", page, 0, self.num_pages)
-        if page < self.num_pages:
-            end = HEADER_BYTES + self.page_tokens * TOKEN_BYTES
-            return self._bodies[page][:end], self._bodies[page][end:]
-        return pack("<I", self.page_tokens) + self._tail, self._encode_extras(self._extras)
+        header, tokens, extras = self._parts(page)
+        if page == self.num_pages:
+            extras = self._encode_extras(page, self._extras)
+        return header + tokens, extras
 
     def links(self, num_pages: int) -> Iterator[tuple[bytes, bytes]]:
         """Yields (hash, body) of the first `num_pages` full pages."""
-        return zip(islice(self._hashes, num_pages), self._bodies, strict=False)
+        for page in range(min(num_pages, self.num_pages)):
+            yield self.page_hash(page), b"".join(self._parts(page))
+
+    def _parts(self, page: int) -> tuple[bytes, bytes, bytes]:
+        """Returns what the body of a page consists of: header, tokens, extras."""
+        page_bytes = self.page_tokens * TOKEN_BYTES
+        tokens = self._tokens[page * page_bytes : (page + 1) * page_bytes]
+        extras = self._extra_bytes.get(page, NO_EXTRAS)
+        return pack("<I", self.page_tokens), bytes(tokens), extras
+
+    def _hash_pages(self, first: int, last: int) -> None:
+        page_bytes = self.page_tokens * TOKEN_BYTES
+        with memoryview(self._tokens) as tokens:
+            pages = tokens[first * page_bytes : last * page_bytes]
+            self._hashes += chain_hash(self.parent_hash(first), pages, self.page_tokens)
+            pages.release()  # or the tokens could not grow
+
+    def _hash_page_with_extras(self, page: int) -> None:
+        end = (page + 1) * self.page_tokens
+        mine = [extra for extra in self._extras if extra.position < end]
+        self._extras = self._extras[len(mine) :]
+        self._extra_bytes[page] = self._encode_extras(page, mine)
+        self._hashes += page_hash(self.parent_hash(page), b"".join(self._parts(page)))
 
     def _checked_extras(self, extras: Sequence[Extra], num_new: int) -> list[Extra]:
         first, last = self.num_tokens, self.num_tokens + num_new - 1
@@ -154,16 +169,8 @@ class Chain:
             )
         return sorted(extras, key=lambda extra: extra.position)
 
-    def _take_extras(self) -> bytes:
-        """Encodes and forgets the extras of the page that is hashed next."""
-        end = (len(self._hashes) + 1) * self.page_tokens
-        mine = [extra for extra in self._extras if extra.position < end]
-        self._extras = self._extras[len(mine) :]
-        return self._encode_extras(mine)
-
-    def _encode_extras(self, extras: list[Extra]) -> bytes:
-        """Encodes extras of the page that is hashed next."""
-        start = len(self._hashes) * self.page_tokens
+    def _encode_extras(self, page: int, extras: list[Extra]) -> bytes:
+        start = page * self.page_tokens
         parts = [pack("<H", len(extras))]
         for extra in extras:
             parts.append(pack("<BII", extra.tag, extra.position - start, len(extra.data)))

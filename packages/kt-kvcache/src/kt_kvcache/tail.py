@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from struct import calcsize, unpack_from
 from typing import NamedTuple
 
-from kt_kvcache.chain import HEADER_BYTES, NO_EXTRAS, TOKEN_BYTES
+from kt_kvcache.hashing import HEADER_BYTES, NO_EXTRAS, TOKEN_BYTES
 
 _EXTRA_FORMAT = "<BII"  # tag, offset in the page, length of the data that follow
 

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the bind_*.cpp files share: who registers what. Each binding checks its arguments, releases
+// the GIL where it works on bytes, and makes one C++ call.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace kt::kvcache {
+
+namespace nb = nanobind;
+
+void bind_hash(nb::module_& m);  // chain_hash, hash_paths
+
+}  // namespace kt::kvcache
