@@ -29,6 +29,7 @@ from kt_kvcache import (
     Space,
     StaleHandle,
     StoreConfig,
+    Stored,
     Writer,
 )
 
@@ -91,10 +92,16 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.arena = Arena.allocate(NUM_PAGES, STRIDES)
-        self.store = KVStore.open(config=StoreConfig(NUM_PAGES, PAGE_TOKENS), arena=self.arena)
+        config = StoreConfig(NUM_PAGES, PAGE_TOKENS)
+        self.now = 0.0
+        self.store = KVStore.open(config=config, arena=self.arena, clock=lambda: self.now)
         self.spaces = [self.make_space(i) for i in range(len(NAMESPACES))]
+        self.ns_keys = {space.ns_key for space in self.spaces}
         self.cached: dict[bytes, tuple[int, Chain]] = {}  # the oracle: hash -> where to find it
         self.open: list[Open] = []
+        self.events = self.store.events()
+        self.told: set[bytes] = set()  # what the events say is cached
+        self.kept: dict[bytes, float] = {}
         self.num_evicted = 0
 
     def make_space(self, i: int) -> Space:
@@ -316,6 +323,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.spaces[space].drop(chain) == len(doomed)
         for page_hash in doomed:
             del self.cached[page_hash]
+            self.kept.pop(page_hash, None)
 
     @rule(space=st.integers(0, 3), really=st.integers(0, 3))
     def drop_space(self, space, really):
@@ -325,9 +333,27 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.spaces[space].drop() == len(mine)
         for page_hash in mine:
             del self.cached[page_hash]
+            self.kept.pop(page_hash, None)
         self.spaces[space] = self.make_space(space)
         for entry in self.open:
             entry.stale |= entry.space == space
+
+    @rule(space=st.integers(0, 3), tokens=tokens, extras=extras, ttl_s=st.integers(0, 5))
+    def keep(self, space, tokens, extras, ttl_s):
+        chain = self.make_chain(space, tokens, extras)
+        num_pages = self.num_cached(chain)
+        assert self.spaces[space].keep(chain, ttl_s) == num_pages * PAGE_TOKENS
+        for page_hash in path(chain, num_pages):
+            self.kept[page_hash] = self.now + ttl_s
+
+    @rule(seconds=st.integers(1, 5))
+    def wait(self, seconds):
+        self.now += seconds
+
+    def spared(self) -> set[bytes]:
+        """Cached pages that are kept, or have a kept one below."""
+        kept = {h for h, until in self.kept.items() if h in self.cached and until > self.now}
+        return {h for k in kept for h in path(self.cached[k][1], self.cached[k][1].num_pages)}
 
     # What must hold after each
 
@@ -342,9 +368,25 @@ class StoreMachine(RuleBasedStateMachine):
         assert len(gone) == evicted - self.num_evicted
         for entry in self.open:
             assert entry.stale or not gone & entry.protects
+        if gone & self.spared():  # then nothing else was left to evict
+            held = {h for entry in self.open for h in entry.protects}
+            assert self.cached.keys() - gone <= held | self.spared()
         for page_hash in gone:
             del self.cached[page_hash]
+            self.kept.pop(page_hash, None)
         self.num_evicted = evicted
+        self.events_tell_what_is_cached()
+
+    def events_tell_what_is_cached(self):
+        for event in self.events.poll():
+            assert event.parent_hash in self.told or event.parent_hash in self.ns_keys
+            if isinstance(event, Stored):
+                assert event.page_hash not in self.told
+                self.told.add(event.page_hash)
+            else:
+                self.told.remove(event.page_hash)
+        assert self.told == self.cached.keys()
+        assert self.events.num_dropped == 0
 
     @invariant()
     def every_open_handle_reads_its_own_bytes(self):

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from kt_kvcache import Extra, Hit, OutOfPages, StaleHandle
+from kt_kvcache import Extra, Hit, OutOfPages, StaleHandle, Tier
 
 
 def test_acquire_finds_the_longest_prefix_of_full_pages(space, fill):
@@ -17,7 +17,9 @@ def test_acquire_finds_the_longest_prefix_of_full_pages(space, fill):
         ([], 0),
     ):
         chain = space.chain(tokens)
-        assert space.probe(chain) == Hit(num_tokens, num_tokens // 2)
+        assert space.probe(chain) == Hit(
+            num_tokens, num_tokens // 2, {Tier.MEMORY: num_tokens // 2}
+        )
         with space.acquire(chain) as lease:
             assert lease.num_tokens == num_tokens
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from kt_kvcache.arena import Arena, PageView
 from kt_kvcache.chain import Chain, Extra
 from kt_kvcache.errors import IntegrityError, OutOfPages, StaleHandle
+from kt_kvcache.events import EventStream, Removed, Stored, Tier
 from kt_kvcache.identity import Geometry, Group, Identity
 from kt_kvcache.lease import Lease
 from kt_kvcache.page import PageState
@@ -21,6 +22,7 @@ __all__ = (
     "Arena",
     "Chain",
     "Event",
+    "EventStream",
     "Extra",
     "Geometry",
     "Group",
@@ -32,11 +34,14 @@ __all__ = (
     "OutOfPages",
     "PageState",
     "PageView",
+    "Removed",
     "Space",
     "StaleHandle",
     "Stats",
     "StoreConfig",
+    "Stored",
     "Tail",
+    "Tier",
     "Writer",
     "__version__",
 )

@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which unpinned leaf goes first when a slot is needed; it never touches the index itself."""
 
-from heapq import heapify, heappop, heappush
-from itertools import count
 from typing import Protocol
 
 from kt_kvcache.page import CachedPage
-
-# A heap entry that no longer counts is dropped when popped, or in a rebuild once such entries
-# outnumber the live ones by this factor and floor: the heap stays O(live), rebuilds amortise.
-_REBUILD_FACTOR = 2
-_REBUILD_FLOOR = 64
+from kt_kvcache.page_heap import PageHeap
 
 
 class EvictionPolicy(Protocol):
@@ -31,41 +25,26 @@ class EvictionPolicy(Protocol):
 
 
 class LruPolicy:
-    """Least recently released first; add and pop O(log n), remove O(1) amortised.
-
-    A heap rather than a list in order of use: a parent joins when its last child goes, with a
-    time of use anywhere among those already here.
-    """
+    """Least recently released first; add and pop O(log n), remove O(1) amortised."""
 
     def __init__(self) -> None:
         """Starts with no pages."""
-        self._heap: list[tuple[int, int, CachedPage]] = []
-        self._live: dict[CachedPage, int] = {}  # page -> serial of its valid heap entry
-        self._serial = count()  # decides ties, so that pages are never compared
+        self._pages = PageHeap()
 
     def add(self, page: CachedPage) -> None:
         """The page became evictable."""
-        serial = next(self._serial)
-        self._live[page] = serial
-        heappush(self._heap, (page.last_used, serial, page))
+        self._pages.add(page, page.last_used)
 
     def remove(self, page: CachedPage) -> None:
         """The page was pinned, got a child or was dropped."""
-        del self._live[page]
-        if len(self._heap) > _REBUILD_FACTOR * len(self._live) + _REBUILD_FLOOR:
-            self._heap = [entry for entry in self._heap if self._live.get(entry[2]) == entry[1]]
-            heapify(self._heap)
+        self._pages.remove(page)
 
     def pop(self) -> CachedPage:
         """Returns the page released longest ago."""
-        while True:
-            _, serial, page = heappop(self._heap)
-            if self._live.get(page) == serial:
-                del self._live[page]
-                return page
+        return self._pages.pop()
 
     def __contains__(self, page: CachedPage) -> bool:
-        return page in self._live
+        return page in self._pages
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self._pages)

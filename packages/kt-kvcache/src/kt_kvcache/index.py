@@ -13,6 +13,7 @@ from collections.abc import Callable
 from operator import attrgetter
 
 from kt_kvcache.chain import Chain
+from kt_kvcache.events import EventStream, PageEvent, Removed, Stored, Tier
 from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.tail import common_tokens
@@ -23,9 +24,15 @@ _body = attrgetter("body")
 class PageIndex:
     """Hash -> page for all namespaces of a store; the caller holds the store's lock."""
 
-    def __init__(self, policy: EvictionPolicy, free_slot: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        policy: EvictionPolicy,
+        free_slot: Callable[[int], None],
+        tier: Tier = Tier.MEMORY,
+    ) -> None:
         """Starts empty; `free_slot` receives the page id of each page that goes."""
         self.policy = policy
+        self.tier = tier
         self.num_evictable = 0
         self.num_mismatched = 0
         # A child enters after its parent and leaves before it: dict order is topological.
@@ -33,6 +40,7 @@ class PageIndex:
         self.detached: set[CachedPage] = set()
         self._free_slot = free_slot
         self._clock = 0
+        self._streams: list[EventStream] = []
 
     def root(self, ns_key: bytes) -> CachedPage:
         """Returns the root of a namespace, made on first use. O(1)."""
@@ -109,6 +117,8 @@ class PageIndex:
         self.pin(parent)  # as the parent of a pinned page
         page = self.by_hash[page_hash] = CachedPage(page_hash, parent, body, page_id)
         insort(parent.children, page, key=_body)
+        if self._streams:
+            self._push(Stored(page_hash, parent.hash, self.tier))
         return page, PageState.PUBLISHED
 
     def pin(self, page: CachedPage) -> None:
@@ -140,6 +150,27 @@ class PageIndex:
                 self.detached.remove(above)
                 self._free_slot(above.page_id)
             above = above.parent
+
+    def keep(self, page: CachedPage, until: float) -> None:
+        """Spares a page and all above it from eviction up to this time; O(pages above)."""
+        is_leaf = page in self.policy
+        if is_leaf:
+            self.policy.remove(page)
+        above = page
+        while above.parent is not None:
+            above.kept_until = until
+            above = above.parent
+        if is_leaf:
+            self.policy.add(page)
+
+    def subscribe(self, stream: EventStream) -> None:
+        """Tells a stream of each page that is here, and from now on of what changes; O(pages)."""
+        stream.push(
+            Stored(page.hash, page.parent.hash, self.tier)
+            for page in self.by_hash.values()
+            if page.parent is not None
+        )
+        self._streams.append(stream)
 
     def evict(self) -> None:
         """Frees the slot of the policy's victim; O(log n). The caller checked `num_evictable`."""
@@ -180,6 +211,13 @@ class PageIndex:
         page.attached = False
         parent = page.parent
         assert parent is not None  # roots leave through drop
+        if self._streams:
+            self._push(Removed(page.hash, parent.hash, self.tier))
         del parent.children[bisect_left(parent.children, page.body, key=_body)]
         if not parent.children and not parent.pins:
             self.policy.add(parent)
+
+    def _push(self, event: PageEvent) -> None:
+        self._streams = [stream for stream in self._streams if not stream.closed]
+        for stream in self._streams:
+            stream.push((event,))

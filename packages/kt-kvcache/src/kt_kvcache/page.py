@@ -30,6 +30,7 @@ class CachedPage:
         pins: holders of this very page, plus children (in the index or dropped) with pins.
             A root starts with one pin, so that it never becomes evictable.
         last_used: clock of the index when its pins last fell to zero.
+        kept_until: when a soft pin ends, in seconds of the store's clock; 0 without one.
         attached: whether it is in the index; a dropped page lives on, detached, while pinned.
     """
 
@@ -38,6 +39,7 @@ class CachedPage:
         "body",
         "children",
         "hash",
+        "kept_until",
         "last_used",
         "page_id",
         "parent",
@@ -55,4 +57,5 @@ class CachedPage:
         self.children: list[CachedPage] = []
         self.pins = 1
         self.last_used = 0
+        self.kept_until = 0.0
         self.attached = True

@@ -5,15 +5,18 @@ Every public method is one atomic step. None waits, does I/O or touches page byt
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
+from time import monotonic
 
 from kt_kvcache.chain import Chain
 from kt_kvcache.errors import OutOfPages, StaleHandle
+from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.index import PageIndex
 from kt_kvcache.integrity import check_pages
+from kt_kvcache.keep import KeepingPolicy
 from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.slots import Slots
 from kt_kvcache.stats import Counters, Stats
@@ -25,24 +28,30 @@ class Holding:
     Attributes:
         pins: pages in the index pinned for it; a pin covers all pages above.
         private: page ids that only its writer may use; None for a lease.
+        since: when it was made, in seconds of the store's clock.
     """
 
-    __slots__ = ("pins", "private")
+    __slots__ = ("pins", "private", "since")
 
-    def __init__(self, pins: list[CachedPage], private: set[int] | None) -> None:
+    def __init__(self, pins: list[CachedPage], private: set[int] | None, since: float) -> None:
         """Records what the tier has just pinned or taken."""
         self.pins = pins
         self.private = private
+        self.since = since
 
 
 class RamTier:
     """All page slots of a store; thread-safe."""
 
-    def __init__(self, num_pages: int, policy: EvictionPolicy) -> None:
-        """Starts with `num_pages` free slots."""
+    def __init__(
+        self, num_pages: int, policy: EvictionPolicy, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """Starts with `num_pages` free slots; `clock` gives seconds from any start."""
         self._lock = Lock()
+        self._clock = clock
         self._slots = Slots(num_pages)
-        self._index = PageIndex(policy, lambda page_id: self._slots.give((page_id,)))
+        keeping = KeepingPolicy(policy, clock)
+        self._index = PageIndex(keeping, lambda page_id: self._slots.give((page_id,)))
         self._holdings: set[Holding] = set()
         # Filled by finalizers, which may run anywhere, even in a thread inside the lock: hence
         # not released there but at the next call that counts pages. deque.append is atomic.
@@ -89,7 +98,7 @@ class RamTier:
                 last = tail[0]
                 self._counters.tail_tokens += tail[1]
             self._index.pin(last)
-            holding = Holding([last], None)
+            holding = Holding([last], None, self._clock())
             self._holdings.add(holding)
             self._counters.hit_pages += num_matched
             self._counters.missed_pages += num_pages - num_matched
@@ -118,7 +127,7 @@ class RamTier:
                 self._index.evict()
                 self._counters.evicted_pages += 1
             page_ids = self._slots.take(n)
-            holding = Holding([], set(page_ids))
+            holding = Holding([], set(page_ids), self._clock())
             self._holdings.add(holding)
             return holding, page_ids
 
@@ -166,6 +175,24 @@ class RamTier:
             self._counters.dropped_pages += num_dropped
             return num_dropped
 
+    def keep(self, root: CachedPage, chain: Chain, ttl_s: float) -> int:
+        """Spares the cached prefix of a chain from eviction for a while; O(its pages).
+
+        Returns:
+            Number of its pages.
+        """
+        with self._lock:
+            self._require_open("keep")
+            last, page_ids = self._index.match(root, chain, chain.num_pages)
+            self._index.keep(last, self._clock() + ttl_s)
+            return len(page_ids)
+
+    def subscribe(self, stream: EventStream) -> None:
+        """Begins a stream with the pages that are cached now; O(pages in store)."""
+        with self._lock:
+            self._require_open("events")
+            self._index.subscribe(stream)
+
     def stats(self) -> Stats:
         """Returns a consistent snapshot; O(pages in store)."""
         with self._lock:
@@ -174,14 +201,18 @@ class RamTier:
             index = self._index
             num_roots = sum(page.parent is None for page in index.by_hash.values())
             num_published = len(index.by_hash) - num_roots + len(index.detached)
+            now = self._clock()
+            leases = [held.since for held in self._holdings if held.private is None]
             return Stats(
                 num_pages=self._slots.num_pages,
                 free_pages=self._slots.num_free,
                 cached_pages=index.num_evictable,
                 pinned_pages=num_published - index.num_evictable,
                 reserved_pages=sum(len(held.private or ()) for held in self._holdings),
-                open_leases=sum(held.private is None for held in self._holdings),
-                open_writers=sum(held.private is not None for held in self._holdings),
+                kept_pages=sum(page.kept_until > now for page in index.by_hash.values()),
+                open_leases=len(leases),
+                open_writers=len(self._holdings) - len(leases),
+                oldest_lease_s=now - min(leases, default=now),
                 mismatched_pages=index.num_mismatched,
                 counters=replace(self._counters),
             )

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One namespace of a store: the calls an engine makes for each request. It holds no state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain, Extra, TokenIds
 from kt_kvcache.errors import StaleHandle, require_int
+from kt_kvcache.events import Tier
 from kt_kvcache.lease import Lease
 from kt_kvcache.page import CachedPage
 from kt_kvcache.ram_tier import RamTier
@@ -20,10 +21,12 @@ class Hit:
     Attributes:
         num_tokens: tokens in cached full pages from the start of the chain.
         num_pages: these pages.
+        by_tier: how many of them each tier would serve.
     """
 
     num_tokens: int
     num_pages: int
+    by_tier: Mapping[Tier, int]
 
 
 class Space:
@@ -59,7 +62,7 @@ class Space:
         """
         self._require_usable("probe", chain)
         num_pages = self._tier.probe(self._root, chain)
-        return Hit(num_pages * self.page_tokens, num_pages)
+        return Hit(num_pages * self.page_tokens, num_pages, {Tier.MEMORY: num_pages})
 
     def acquire(self, chain: Chain, max_tokens: int | None = None, *, tail: bool = False) -> Lease:
         """Finds and pins the longest cached prefix of full pages; O(pages found).
@@ -100,6 +103,25 @@ class Space:
         n = require_int("reserve", "n", n, 1)
         holding, page_ids = self._tier.reserve(n)
         return Writer(self._tier, self._arena, self._root, holding, page_ids, chain, first_page)
+
+    def keep(self, chain: Chain, ttl_s: float) -> int:
+        """Keeps the cached prefix of `chain` in memory for a while, such as a system prompt's.
+
+        These pages are evicted only when no others are left. A later call for the same pages
+        decides anew; 0 seconds end it. Pages cached later are not kept: call it after the commit.
+        O(pages found).
+
+        Args:
+            chain: of this space.
+            ttl_s: seconds.
+
+        Returns:
+            Number of tokens kept.
+        """
+        self._require_usable("keep", chain)
+        if not isinstance(ttl_s, (int, float)) or isinstance(ttl_s, bool) or not ttl_s >= 0:
+            raise ValueError(f"[kvstore.keep] ttl_s must be seconds >= 0; got {ttl_s!r}")
+        return self._tier.keep(self._root, chain, ttl_s) * self.page_tokens
 
     def drop(self, chain: Chain | None = None) -> int:
         """Forgets pages; those in use keep their slots until released. O(pages in the store).

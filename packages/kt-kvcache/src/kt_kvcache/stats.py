@@ -41,8 +41,10 @@ class Stats:
         cached_pages: published pages that nobody holds: all of them can be evicted.
         pinned_pages: published pages held by a lease or writer, directly or through a page below.
         reserved_pages: pages private to a writer.
+        kept_pages: pages in the index that ``keep`` spares now; they count in the others too.
         open_leases: leases not released yet.
         open_writers: writers not released yet.
+        oldest_lease_s: age in seconds of the oldest open lease; 0 without one.
         mismatched_pages: pages found by hash whose tokens or parent differed (served as misses).
         counters: events since the store was opened.
     """
@@ -52,7 +54,9 @@ class Stats:
     cached_pages: int
     pinned_pages: int
     reserved_pages: int
+    kept_pages: int
     open_leases: int
     open_writers: int
+    oldest_lease_s: float
     mismatched_pages: int
     counters: Counters

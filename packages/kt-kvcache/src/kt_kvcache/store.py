@@ -2,12 +2,15 @@
 """The store: configuration, spaces, statistics, end of life. Pages live in memory only."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from time import monotonic
 from types import TracebackType
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.errors import require_int
+from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import LruPolicy
 from kt_kvcache.identity import Geometry, Identity, ns_key, tenant_tag
 from kt_kvcache.ram_tier import RamTier
@@ -41,11 +44,13 @@ class KVStore:
     One lock covers all state; no call does I/O or copies page bytes under it.
     """
 
-    def __init__(self, config: StoreConfig, arena: Arena | None) -> None:
+    def __init__(
+        self, config: StoreConfig, arena: Arena | None, clock: Callable[[], float]
+    ) -> None:
         """Makes an empty store; callers use ``open``."""
         self._config = config
         self._arena = arena
-        self._tier = RamTier(config.num_pages, LruPolicy())
+        self._tier = RamTier(config.num_pages, LruPolicy(), clock)
         # Pages die with the process, so the secret that separates tenants may too.
         self._secret = secrets.token_bytes(_SECRET_BYTES)
 
@@ -56,6 +61,7 @@ class KVStore:
         *,
         config: StoreConfig,
         arena: Arena | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> "KVStore":
         """Opens a store.
 
@@ -64,6 +70,7 @@ class KVStore:
             config: sizes.
             arena: buffers behind the page ids; may be None where the caller addresses its own
                 buffers by page id and never asks for a view.
+            clock: seconds from any start, for what is kept and the age of leases.
 
         Raises:
             ValueError: a root, or an arena of another size than the configuration.
@@ -77,7 +84,7 @@ class KVStore:
             raise ValueError(
                 f"[kvstore.open] arena must have {config.num_pages} pages; got {arena.num_pages}"
             )
-        return cls(config, arena)
+        return cls(config, arena, clock)
 
     def space(self, identity: Identity, geometry: Geometry, tenant: str | None = None) -> Space:
         """Returns the namespace of a model and a tenant. O(1).
@@ -104,6 +111,18 @@ class KVStore:
     def stats(self) -> Stats:
         """Returns page counts and counters as one snapshot; O(pages in the store)."""
         return self._tier.stats()
+
+    def events(self, max_pending: int = 1 << 16) -> EventStream:
+        """Returns a stream of the pages that are cached now and what changes; see there.
+
+        O(pages in the store).
+
+        Args:
+            max_pending: events it holds at most until they are polled, some 150 bytes each.
+        """
+        stream = EventStream(require_int("events", "max_pending", max_pending, 1))
+        self._tier.subscribe(stream)
+        return stream
 
     def check_integrity(self) -> None:
         """Recomputes every invariant; O(pages in the store), for tests and idle time.

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eviction that spares pages somebody asked to keep for a while; what it spares them from is
+another policy's choice.
+"""
+
+from collections.abc import Callable
+
+from kt_kvcache.eviction import EvictionPolicy
+from kt_kvcache.page import CachedPage
+from kt_kvcache.page_heap import PageHeap
+
+
+class KeepingPolicy:
+    """Kept pages go only when no others are left, first the one whose time ends first.
+
+    A page is kept while its ``kept_until`` lies ahead. Costs are those of the policy inside, plus
+    O(log kept pages) for a kept one.
+    """
+
+    def __init__(self, inner: EvictionPolicy, clock: Callable[[], float]) -> None:
+        """Puts pages nobody keeps into `inner`; `clock` gives seconds, as ``kept_until`` has."""
+        self._inner = inner
+        self._clock = clock
+        self._kept = PageHeap()
+
+    def add(self, page: CachedPage) -> None:
+        """The page became evictable."""
+        if page.kept_until > self._clock():
+            self._kept.add(page, page.kept_until)
+        else:
+            self._inner.add(page)
+
+    def remove(self, page: CachedPage) -> None:
+        """The page was pinned, got a child or was dropped."""
+        (self._kept if page in self._kept else self._inner).remove(page)
+
+    def pop(self) -> CachedPage:
+        """Chooses the next victim and forgets it."""
+        if len(self._kept):
+            now = self._clock()
+            while len(self._kept) and self._kept.first().kept_until <= now:
+                self._inner.add(self._kept.pop())
+        return self._inner.pop() if len(self._inner) else self._kept.pop()
+
+    def __contains__(self, page: CachedPage) -> bool:
+        return page in self._kept or page in self._inner
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self._inner)
