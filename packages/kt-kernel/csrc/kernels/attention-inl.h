@@ -3,12 +3,6 @@
 // al. 2022, https://arxiv.org/abs/2205.14135; Milakov and Gimelshein 2018,
 // https://arxiv.org/abs/1805.02867). Textual, included inside a target's namespace.
 
-// Keys relative to the first of a block or split.
-struct KeyRange {
-  int begin, end;
-  bool operator==(const KeyRange& other) const { return begin == other.begin && end == other.end; }
-};
-
 // Of the `count` keys from `first` on, those that the query at `position` sees; begin >= end: none.
 inline KeyRange visible_keys(const AttentionArgs& args, int64_t position, int64_t first,
                              int count = kKeyBlock) {
@@ -50,44 +44,66 @@ inline void clear_sums(const AttentionSums& sums, int64_t heads, int head_pad) {
   for (int64_t i = 0; i < heads; ++i) sums.top[i] = -std::numeric_limits<float>::infinity();
 }
 
-// exp(top - new_top); exactly 1 for equal ones, and 0 where nothing was seen before.
+// top - new_top, whose exp rescales sums: exactly 0 for equal ones, also where nothing was seen.
+inline float lowered(float top, float new_top) { return top == new_top ? 0.0f : top - new_top; }
+
 inline float rescale_factor(float top, float new_top) {
-  if (top == new_top) return 1.0f;
   float factor[Vec::kLanes];
-  Vec::store(factor, exp(Vec::set1(top - new_top)));
+  Vec::store(factor, exp_nonpositive(Vec::set1(lowered(top, new_top))));
   return factor[0];
 }
 
-// Turns one head's scores of a block into weights exp(score - top) in place, adds them to the sums
-// and returns the factor that rescales earlier ones. Scales of int8 keys and values come in here.
+// Scores of `heads` heads for the same keys of a block, as their sums take them in.
+struct SeenScores {
+  float* scores;  // [heads][kKeyBlock]
+  int64_t heads;
+  KeyRange keys;
+  const float* k_scales;  // of int8 keys and values
+  const float* v_scales;
+  float* top;  // [heads], as the next two
+  float* sum;
+  float* factors;
+};
+
+// Turns scores into weights exp(score - top) in place and adds them to the sums; factors rescale
+// earlier weights. In passes over all heads, so that no head's arithmetic waits for another's.
 template <bool kScaled>
-inline float absorb_scores(float* scores, KeyRange keys, const float* k_scales,
-                           const float* v_scales, float* top, float* sum) {
+inline void absorb_scores(const SeenScores& x) {
   const float nothing = -std::numeric_limits<float>::infinity();  // a weight of exactly 0
-  const int begin = keys.begin / Vec::kLanes * Vec::kLanes;
-  const int end = (keys.end + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
-  if constexpr (kScaled) {
+  const int begin = x.keys.begin / Vec::kLanes * Vec::kLanes;
+  const int end = (x.keys.end + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+  for (int64_t h = 0; h < x.heads; ++h) {
+    float* scores = x.scores + h * kKeyBlock;
+    if constexpr (kScaled) {
+      for (int j = begin; j < end; j += Vec::kLanes)
+        Vec::store(scores + j, Vec::mul(Vec::load(scores + j), Vec::load(x.k_scales + j)));
+    }
+    for (int j = begin; j < x.keys.begin; ++j) scores[j] = nothing;
+    for (int j = x.keys.end; j < end; ++j) scores[j] = nothing;
+    Vec::F highest = Vec::set1(x.top[h]);
     for (int j = begin; j < end; j += Vec::kLanes)
-      Vec::store(scores + j, Vec::mul(Vec::load(scores + j), Vec::load(k_scales + j)));
+      highest = Vec::max(highest, Vec::load(scores + j));
+    const float top = Vec::reduce_max(highest);
+    x.factors[h] = lowered(x.top[h], top);
+    x.top[h] = top;
   }
-  for (int j = begin; j < keys.begin; ++j) scores[j] = nothing;
-  for (int j = keys.end; j < end; ++j) scores[j] = nothing;
-  Vec::F highest = Vec::set1(*top);
-  for (int j = begin; j < end; j += Vec::kLanes) highest = Vec::max(highest, Vec::load(scores + j));
-  const float new_top = Vec::reduce_max(highest);
-  // All scores -infinity: exp(score - 0) is 0, where exp(score - top) would be NaN.
-  const Vec::F shift = Vec::set1(new_top == nothing ? 0.0f : new_top);
-  Vec::F added = Vec::zero();
-  for (int j = begin; j < end; j += Vec::kLanes) {
-    Vec::F weight = exp(Vec::sub(Vec::load(scores + j), shift));
-    added = Vec::add(added, weight);
-    if constexpr (kScaled) weight = Vec::mul(weight, Vec::load(v_scales + j));
-    Vec::store(scores + j, weight);
+  for_each_vector(static_cast<int>(x.heads), [&](int h, auto lanes) {
+    using F32 = Element<DType::f32>;
+    store_lanes<F32>(x.factors + h, exp_nonpositive(load_lanes<F32>(x.factors + h, lanes)), lanes);
+  });
+  for (int64_t h = 0; h < x.heads; ++h) {
+    float* scores = x.scores + h * kKeyBlock;
+    // All scores -infinity: exp(score - 0) is 0, where exp(score - top) would be NaN.
+    const Vec::F shift = Vec::set1(x.top[h] == nothing ? 0.0f : x.top[h]);
+    Vec::F added = Vec::zero();
+    for (int j = begin; j < end; j += Vec::kLanes) {
+      Vec::F weight = exp_nonpositive(Vec::sub(Vec::load(scores + j), shift));
+      added = Vec::add(added, weight);
+      if constexpr (kScaled) weight = Vec::mul(weight, Vec::load(x.v_scales + j));
+      Vec::store(scores + j, weight);
+    }
+    x.sum[h] = x.sum[h] * x.factors[h] + Vec::reduce_add(added);
   }
-  const float factor = rescale_factor(*top, new_top);
-  *top = new_top;
-  *sum = *sum * factor + Vec::reduce_add(added);
-  return factor;
 }
 
 // The block of keys from `first` on, which lie at places[0], ..., for the whole tile.
@@ -108,32 +124,45 @@ inline void attend_block(const AttentionArgs& args, int64_t first, const int64_t
       v_scales[j] = places[j] < 0 ? 0.0f : args.v_scales[places[j]];
     }
   }
-  const int first_panel = keys.begin / kPanel, end_panel = (keys.end + kPanel - 1) / kPanel;
-  pack_keys<E>(static_cast<const T*>(args.k_cache), places, first_panel, end_panel, head_dim,
-               work.k);
-  pack_values<E>(static_cast<const T*>(args.v_cache), places, keys.begin, keys.end, head_dim,
-                 work.v);
-  multiply(
-      {work.q, head_dim, work.k, key_stride(head_dim), head_dim, nullptr, work.scores, kKeyBlock},
-      args.heads(), first_panel, end_panel);
-  for (int row = 0; row < args.tile.rows;) {
-    // Rows that see the same keys of the block go together: no weight meets a value that its query
-    // does not see, which may be NaN.
-    const KeyRange seen = visible_keys(args, args.tile.position + row, first);
-    int next = row + 1;
-    while (next < args.tile.rows && visible_keys(args, args.tile.position + next, first) == seen)
-      ++next;
-    const int64_t head = static_cast<int64_t>(row) * group;
-    const int64_t heads = static_cast<int64_t>(next - row) * group;
-    row = next;
-    if (seen.begin >= seen.end) continue;
-    for (int64_t h = head; h < head + heads; ++h)
-      work.factors[h] = absorb_scores<kHasScale<E>>(work.scores + h * kKeyBlock, seen, k_scales,
-                                                    v_scales, sums.top + h, sums.sum + h);
-    multiply({work.scores + head * kKeyBlock + seen.begin, kKeyBlock, work.v + seen.begin * kPanel,
-              kValueStride, seen.end - seen.begin, work.factors + head, sums.acc + head * head_pad,
-              head_pad},
-             heads, 0, (head_dim + kPanel - 1) / kPanel);
+  // Packed panels are multiplied at once, while they lie in the first-level cache.
+  const int end_panel = (keys.end + kPanel - 1) / kPanel;
+  const int key_panels = tile_panels(args.heads());
+  for (int panel = keys.begin / kPanel; panel < end_panel; panel += key_panels) {
+    const int panels = std::min(key_panels, end_panel - panel);
+    pack_keys<E>(static_cast<const T*>(args.k_cache), places + panel * kPanel, panels, head_dim,
+                 work.k);
+    multiply({work.q, head_dim, work.k, key_stride(head_dim), head_dim, nullptr,
+              work.scores + panel * kPanel, kKeyBlock},
+             args.heads(), panels);
+  }
+  // Rows that see the same keys of the block go together: no weight meets a value that its query
+  // does not see, which may be NaN.
+  const auto for_equal_rows = [&](auto&& body) {
+    for (int row = 0; row < args.tile.rows;) {
+      const KeyRange seen = visible_keys(args, args.tile.position + row, first);
+      int next = row + 1;
+      while (next < args.tile.rows && visible_keys(args, args.tile.position + next, first) == seen)
+        ++next;
+      if (seen.begin < seen.end)
+        body(static_cast<int64_t>(row) * group, static_cast<int64_t>(next - row) * group, seen);
+      row = next;
+    }
+  };
+  for_equal_rows([&](int64_t head, int64_t heads, KeyRange seen) {
+    absorb_scores<kHasScale<E>>({work.scores + head * kKeyBlock, heads, seen, k_scales, v_scales,
+                                 sums.top + head, sums.sum + head, work.factors + head});
+  });
+  const int value_panels = (head_dim + kPanel - 1) / kPanel;
+  for (int panel = 0; panel < value_panels; panel += kValuePanels) {
+    const int panels = std::min(kValuePanels, value_panels - panel);
+    pack_values<E>(static_cast<const T*>(args.v_cache), places, keys, panel, panel + panels,
+                   head_dim, work.v);
+    for_equal_rows([&](int64_t head, int64_t heads, KeyRange seen) {
+      multiply({work.scores + head * kKeyBlock + seen.begin, kKeyBlock,
+                work.v + seen.begin * kPanel, kValueStride, seen.end - seen.begin,
+                work.factors + head, sums.acc + head * head_pad + panel * kPanel, head_pad},
+               heads, panels);
+    });
   }
 }
 

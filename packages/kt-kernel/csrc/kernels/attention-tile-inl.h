@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The arithmetic under attention: packing a block of keys or values into panels, and the small
-// matrix product of a tile with them. No softmax, no pages. Textual, included inside a target's
-// namespace.
+// The arithmetic under attention: packing keys or values into panels, and the small matrix product
+// of a tile with them. No softmax, no pages. Textual, included inside a target's namespace.
+
+// Keys relative to the first of a block or split.
+struct KeyRange {
+  int begin, end;
+  bool operator==(const KeyRange& other) const { return begin == other.begin && end == other.end; }
+};
 
 // A panel is two vectors wide: its rows are what one step of multiply_tile loads.
 constexpr int kPanel = 2 * Vec::kLanes;
@@ -11,6 +16,9 @@ static_assert(kHeadPad % kPanel == 0 && kKeyBlock % kPanel == 0);
 // the same row of all panels into one set of the first-level cache.
 inline int64_t key_stride(int head_dim) { return static_cast<int64_t>(head_dim + 1) * kPanel; }
 constexpr int64_t kValueStride = (kKeyBlock + 1) * kPanel;
+
+// Panels of V that are packed together: as many as a single row takes. 17 KiB.
+constexpr int kValuePanels = 4;
 
 // Asks for the head at `place` (< 0: none): keys lie num_kv_heads heads apart and pages anywhere,
 // which no hardware prefetcher follows. kAhead keys are packed in about the latency of memory.
@@ -23,16 +31,36 @@ inline void prefetch_head(const T* cache, int64_t place, int head_dim) {
     __builtin_prefetch(head + i);
 }
 
+// Turns keys of bf16 in pairs of elements, which are parted afterwards: half the shuffles, for
+// which processors have one port. 2 * kLanes elements of the kLanes keys at `from` (< 0: zeros).
+inline void turn_pairs(const uint16_t* cache, const int64_t* from, int head_dim, float* to) {
+  Vec::F rows[Vec::kLanes];
+  for (int j = 0; j < Vec::kLanes; ++j)
+    rows[j] = from[j] < 0 ? Vec::zero() : Vec::as_float(Vec::load_i(cache + from[j] * head_dim));
+  Vec::transpose(rows);
+  for (int j = 0; j < Vec::kLanes; ++j) {
+    Vec::store(to + 2 * j * kPanel, Vec::even_bf16(Vec::as_int(rows[j])));
+    Vec::store(to + (2 * j + 1) * kPanel, Vec::odd_bf16(Vec::as_int(rows[j])));
+  }
+}
+
 // K: [panel of keys][head_dim][kPanel keys], so that a vector holds one element of kLanes keys.
-// Packs the panels [begin, end) of the keys whose heads lie at `places`, zeros for none (< 0).
+// Packs `panels` panels of the keys whose heads lie at `places`, zeros for none (< 0).
 template <class E>
-inline void pack_keys(const typename E::T* cache, const int64_t* places, int begin, int end,
-                      int head_dim, float* out) {
-  for (int key = begin * kPanel; key < end * kPanel; key += Vec::kLanes) {
+inline void pack_keys(const typename E::T* cache, const int64_t* places, int panels, int head_dim,
+                      float* out) {
+  constexpr bool kPairs = std::is_same_v<E, Element<DType::bf16>>;
+  const int in_pairs = kPairs ? head_dim / (2 * Vec::kLanes) * (2 * Vec::kLanes) : 0;
+  for (int key = 0; key < panels * kPanel; key += Vec::kLanes) {
     const int64_t* from = places + key;
     for (int j = 0; j < Vec::kLanes; ++j) prefetch_head(cache, from[j + kAhead], head_dim);
     float* to = out + key / kPanel * key_stride(head_dim) + key % kPanel;
-    for_each_vector(head_dim, [&](int i, auto lanes) {
+    if constexpr (kPairs) {
+      for (int i = 0; i < in_pairs; i += 2 * Vec::kLanes)
+        turn_pairs(cache + i, from, head_dim, to + i * kPanel);
+    }
+    for_each_vector(head_dim - in_pairs, [&](int i, auto lanes) {
+      i += in_pairs;
       Vec::F rows[Vec::kLanes];
       for (int j = 0; j < Vec::kLanes; ++j)
         rows[j] = from[j] < 0 ? Vec::zero() : load_lanes<E>(cache + from[j] * head_dim + i, lanes);
@@ -42,20 +70,25 @@ inline void pack_keys(const typename E::T* cache, const int64_t* places, int beg
   }
 }
 
-// V: [panel of elements][kKeyBlock keys][kPanel elements], the keys [begin, end).
+// V: [panel of elements][kKeyBlock keys][kPanel elements]. Packs the panels [begin, end) of the
+// keys `keys`, which have places.
 template <class E>
-inline void pack_values(const typename E::T* cache, const int64_t* places, int begin, int end,
-                        int head_dim, float* out) {
-  for (int key = begin; key < end; ++key) {
-    prefetch_head(cache, places[key + kAhead], head_dim);
-    const typename E::T* from = cache + places[key] * head_dim;
-    for (int i = 0; i < head_dim; i += kPanel) {
-      float* to = out + i / kPanel * kValueStride + key * kPanel;
-      for (int half = 0; half < kPanel; half += Vec::kLanes) {
-        const int left = head_dim - i - half;
-        Vec::store(to + half, left >= Vec::kLanes ? E::load(from + i + half)
-                              : left > 0          ? E::load_n(from + i + half, left)
-                                                  : Vec::zero());
+inline void pack_values(const typename E::T* cache, const int64_t* places, KeyRange keys, int begin,
+                        int end, int head_dim, float* out) {
+  for (int panel = begin; panel < end; ++panel, out += kValueStride) {
+    const int left = head_dim - panel * kPanel;
+    for (int key = keys.begin; key < keys.end; ++key) {
+      // The first panel asks for whole heads.
+      if (panel == 0) prefetch_head(cache, places[key + kAhead], head_dim);
+      const typename E::T* from = cache + places[key] * head_dim + panel * kPanel;
+      float* to = out + key * kPanel;
+      if (left >= kPanel) {
+        Vec::store(to, E::load(from));
+        Vec::store(to + Vec::kLanes, E::load(from + Vec::kLanes));
+      } else {
+        const int first = std::min(left, Vec::kLanes);
+        Vec::store(to, E::load_n(from, first));
+        Vec::store(to + Vec::kLanes, E::load_n(from + first, left - first));
       }
     }
   }
@@ -103,42 +136,40 @@ inline void multiply_tile(const TileProduct& x, int row, int panel) {
 }
 
 // At least eight sums hide the latency of fma (4 cycles, two per cycle): few rows take more panels.
+constexpr int tile_panels(int64_t rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
 template <int kRows>
-inline void multiply_panels(const TileProduct& x, int row, int begin, int end) {
-  constexpr int kPanels = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
-  int panel = begin;
-  for (; panel + kPanels <= end; panel += kPanels) multiply_tile<kRows, kPanels>(x, row, panel);
-  for (; panel < end; ++panel) multiply_tile<kRows, 1>(x, row, panel);
+inline void multiply_panels(const TileProduct& x, int row, int panels) {
+  constexpr int kPanels = tile_panels(kRows);
+  int panel = 0;
+  for (; panel + kPanels <= panels; panel += kPanels) multiply_tile<kRows, kPanels>(x, row, panel);
+  for (; panel < panels; ++panel) multiply_tile<kRows, 1>(x, row, panel);
 }
 
-inline void multiply_rows(const TileProduct& x, int rows, int row, int begin, int end) {
+inline void multiply_rows(const TileProduct& x, int rows, int row, int panels) {
   switch (rows) {
     case 1:
-      return multiply_panels<1>(x, row, begin, end);
+      return multiply_panels<1>(x, row, panels);
     case 2:
-      return multiply_panels<2>(x, row, begin, end);
+      return multiply_panels<2>(x, row, panels);
     case 3:
-      return multiply_panels<3>(x, row, begin, end);
+      return multiply_panels<3>(x, row, panels);
     case 4:
-      return multiply_panels<4>(x, row, begin, end);
+      return multiply_panels<4>(x, row, panels);
     case 5:
-      return multiply_panels<5>(x, row, begin, end);
+      return multiply_panels<5>(x, row, panels);
     default:
-      return multiply_panels<6>(x, row, begin, end);
+      return multiply_panels<6>(x, row, panels);
   }
 }
 
-// Rows [0, rows) times panels [begin, end).
-inline void multiply(const TileProduct& x, int64_t rows, int begin, int end) {
+// Rows [0, rows) times panels [0, panels).
+inline void multiply(const TileProduct& x, int64_t rows, int panels) {
   // 6 rows x 2 vectors are 12 sums, 2 of b and 1 of a: 15 of 16 registers.
   constexpr int kRows = 6;
   const int64_t tiles = (rows + kRows - 1) / kRows;  // of nearly equal height
-  // Panels outside: one of K or V stays in the first-level cache while all rows pass.
-  const int step = tiles == 1 ? end - begin : 1;
-  for (int panel = begin; panel < end; panel += step) {
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t row = tile * rows / tiles, next = (tile + 1) * rows / tiles;
-      multiply_rows(x, static_cast<int>(next - row), static_cast<int>(row), panel, panel + step);
-    }
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t row = tile * rows / tiles, next = (tile + 1) * rows / tiles;
+    multiply_rows(x, static_cast<int>(next - row), static_cast<int>(row), panels);
   }
 }

@@ -103,6 +103,8 @@ struct Vec {
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm_setzero_si128());
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
   }
+  static F as_float(I x) { return _mm256_castsi256_ps(x); }
+  static I as_int(F x) { return _mm256_castps_si256(x); }
   static F even_bf16(I x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
   static F odd_bf16(I x) {
     return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff0000)));

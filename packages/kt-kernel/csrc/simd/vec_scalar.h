@@ -116,6 +116,8 @@ struct Vec {
     const F whole = round(x);
     for (int i = 0; i < 8; ++i) p[i] = static_cast<int8_t>(whole[i]);
   }
+  static F as_float(I x) { return reinterpret_cast<F>(x); }  // the same bits
+  static I as_int(F x) { return reinterpret_cast<I>(x); }
   static F even_bf16(I x) {
     return as_float(x << 16);
   }  // lower half of each lane, a bf16, as float
@@ -206,6 +208,4 @@ struct Vec {
 
  private:
   typedef uint16_t Halves __attribute__((vector_size(32)));
-  static F as_float(I x) { return reinterpret_cast<F>(x); }
-  static I as_int(F x) { return reinterpret_cast<I>(x); }
 };

@@ -13,8 +13,9 @@ enum class KvDType : uint8_t { f32, bf16, f16, int8 };
 
 // The softmax advances by kKeyBlock keys, and its sums are merged every kSplitKeys keys; both start
 // at multiples of themselves in the sequence, so that a row's result depends on its position only.
-// Two packed blocks of 64 keys x 128 floats are 64 KiB: at home in a second-level cache. 512 keys
-// of one KV head take a core some 50 us, worth handing to another worker.
+// 64 keys of 128 elements of bf16 are 16 KiB: they stay in a first-level cache while one panel of
+// V after another is made of them. 512 keys of one KV head take a core some 50 us, worth handing to
+// another worker.
 inline constexpr int kKeyBlock = 64;
 inline constexpr int kSplitKeys = 512;
 // Heads are padded to whole pairs of the widest vectors (16 floats).
@@ -46,8 +47,8 @@ constexpr AttentionSums attention_sums(float* at, int64_t heads, int head_pad) {
 // One worker's memory for a tile.
 struct AttentionWork {
   float* q;        // [heads][head_dim], scaled
-  float* k;        // a block of keys, packed: [panel][head_dim + 1][keys of a panel]
-  float* v;        // a block of values, packed: [panel][kKeyBlock + 1][elements of a panel]
+  float* k;        // some keys of a block, packed: [panel][head_dim + 1][keys of a panel]
+  float* v;        // some elements of its values: [panel][kKeyBlock + 1][elements of a panel]
   float* scores;   // [heads][kKeyBlock]
   float* factors;  // [heads]
   AttentionSums split, total;
