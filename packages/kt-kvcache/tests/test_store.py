@@ -10,9 +10,12 @@ import pytest
 from kt_kvcache import Arena, Geometry, Group, KVStore, OutOfPages, StaleHandle, StoreConfig
 
 
-def test_a_root_is_refused_by_this_version(tmp_path):
-    with pytest.raises(ValueError, match=r"\[kvstore.open\] root must be None: .* got '.*'"):
-        KVStore.open(tmp_path, config=StoreConfig(1))
+def test_a_root_needs_an_arena_and_a_budget(tmp_path):
+    config = StoreConfig(8, 2, disk_bytes=1 << 20)
+    with pytest.raises(ValueError, match="got no arena, disk_bytes=1048576"):
+        KVStore.open(tmp_path, config=config)
+    with pytest.raises(ValueError, match="got an arena, disk_bytes=0"):
+        KVStore.open(tmp_path, config=StoreConfig(8, 2), arena=Arena.allocate(8, (8,)))
 
 
 @pytest.mark.parametrize("fields", [(0, 64), (1, 0), ("8", 64)])

@@ -5,10 +5,13 @@ from importlib.metadata import version
 
 from kt_kvcache.arena import Arena, PageView
 from kt_kvcache.chain import Chain, Extra
+from kt_kvcache.completion import Completion
+from kt_kvcache.disk.counters import DiskStats
 from kt_kvcache.errors import IntegrityError, OutOfPages, StaleHandle
 from kt_kvcache.events import EventStream, Removed, Stored, Tier
 from kt_kvcache.identity import Geometry, Group, Identity
 from kt_kvcache.lease import Lease
+from kt_kvcache.load import LoadResult
 from kt_kvcache.page import PageState
 from kt_kvcache.space import Hit, Space
 from kt_kvcache.stats import Stats
@@ -21,6 +24,8 @@ __version__ = version("kt-kvcache")
 __all__ = (
     "Arena",
     "Chain",
+    "Completion",
+    "DiskStats",
     "Event",
     "EventStream",
     "Extra",
@@ -31,6 +36,7 @@ __all__ = (
     "IntegrityError",
     "KVStore",
     "Lease",
+    "LoadResult",
     "OutOfPages",
     "PageState",
     "PageView",

@@ -70,6 +70,10 @@ class Handle:
         self._released = True
         self._tier.release(self._holding)
 
+    def _leak(self) -> None:
+        """Hands over what is held; called by the finalizer, so it takes no lock."""
+        self._tier.leak(self._holding)
+
     def _view_of(self, page_ids: tuple[int, ...]) -> PageView:
         if self._arena is None:
             raise ValueError("[kvstore.view] the store must have an arena; got arena=None")
@@ -98,7 +102,7 @@ class Handle:
         # `_released` is missing where __init__ never ran.
         if getattr(self, "_released", True):
             return
-        self._tier.leak(self._holding)
+        self._leak()
         warnings.warn(
             f"[kvstore.{self._kind}] a {self._kind} must be released; got {self.num_pages} pages "
             f"leaked by {self._creator}",

@@ -11,6 +11,7 @@ Invariants, all checked by integrity.py:
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from operator import attrgetter
+from typing import Protocol
 
 from kt_kvcache.chain import Chain
 from kt_kvcache.events import EventStream, PageEvent, Removed, Stored, Tier
@@ -19,6 +20,19 @@ from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.tail import common_tokens
 
 _body = attrgetter("body")
+
+
+class Links(Protocol):
+    """What ``publish`` asks of a chain."""
+
+    def page_hash(self, page: int) -> bytes:
+        """Hash of a full page."""
+
+    def parent_hash(self, page: int) -> bytes:
+        """Hash of the page before it, or the ns_key."""
+
+    def page_body(self, page: int) -> bytes:
+        """Token ids and extras of a full page, as hashed."""
 
 
 class PageIndex:
@@ -96,7 +110,7 @@ class PageIndex:
                 best, num_tokens = child, num_common
         return None if best is None else (best, min(num_tokens, max_tokens))
 
-    def publish(self, chain: Chain, i: int, page_id: int) -> tuple[CachedPage | None, PageState]:
+    def publish(self, chain: Links, i: int, page_id: int) -> tuple[CachedPage | None, PageState]:
         """Enters page `i` of the chain as `page_id`; O(1) plus pages newly pinned.
 
         Returns:
@@ -180,17 +194,14 @@ class PageIndex:
         self._free_slot(page.page_id)
 
     def drop(self, top: CachedPage) -> int:
-        """Takes `top` and all below it out of the index; O(pages in the store).
+        """Takes `top` and all below it out of the index; O(these pages).
 
         Pages with pins keep their slots, unseen, until their last pin goes.
 
         Returns:
             Pages taken out; a root is not counted.
         """
-        doomed = {top: None}  # a dict for its order
-        for page in self.by_hash.values():
-            if page.parent in doomed:
-                doomed[page] = None
+        doomed = self.subtree(top)
         for page in reversed(doomed):
             if page.parent is None:
                 del self.by_hash[page.hash]
@@ -204,6 +215,13 @@ class PageIndex:
                 self.num_evictable -= 1
                 self._free_slot(page.page_id)
         return len(doomed) - (top.parent is None)
+
+    def subtree(self, top: CachedPage) -> list[CachedPage]:
+        """Returns `top` and all below it, parents before their children; O(these pages)."""
+        pages = [top]
+        for page in pages:
+            pages += page.children
+        return pages
 
     def _unlink(self, page: CachedPage) -> None:
         """Removes a page without children; its parent may become the next evictable leaf."""

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pinned prefix, to be read; made by ``Space.acquire``. It cannot write or publish."""
 
+import weakref
+
 from kt_kvcache.arena import Arena, PageView
 from kt_kvcache.chain import Chain
+from kt_kvcache.completion import Completion
+from kt_kvcache.disk.pages import DiskHolding
+from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.handle import Handle
+from kt_kvcache.load import Load, LoadResult
 from kt_kvcache.page import CachedPage
-from kt_kvcache.ram_tier import Holding, RamTier
+from kt_kvcache.ram_tier import Holding, RamTier, Transfer
 from kt_kvcache.tail import Tail, common_tokens
 
 
@@ -27,16 +33,71 @@ class Lease(Handle):
         page_ids: list[int],
         page_tokens: int,
         tail: tuple[CachedPage, int] | None = None,
+        disk: DiskTier | None = None,
+        on_disk: DiskHolding | None = None,
     ) -> None:
-        """Takes over `holding`; callers use ``Space.acquire``."""
+        """Takes over `holding` and `on_disk`; callers use ``Space.acquire``."""
         super().__init__(tier, arena, root, holding, page_ids)
         self._page_tokens = page_tokens
         self._tail = tail
+        self._disk = disk
+        self._on_disk = on_disk
+        self._load: Completion[LoadResult] | None = None
 
     @property
     def num_tokens(self) -> int:
         """Tokens whose KV the pages hold: a multiple of the page size."""
         return self.num_pages * self._page_tokens
+
+    @property
+    def num_loadable_tokens(self) -> int:
+        """Further tokens found on disk, that ``load`` would bring; 0 once it was called."""
+        return 0 if self._on_disk is None else len(self._on_disk.pages) * self._page_tokens
+
+    def load(self, deadline: float | None = None) -> Completion[LoadResult]:
+        """Brings the pages found on disk into memory, in the background; waits for nothing.
+
+        When the result is there, ``page_ids`` and ``num_tokens`` have grown by what it says: use
+        these, never what was hoped for. A page that cannot be read, or is not what was written,
+        ends the load before it; nothing is raised. Releasing the lease detaches a running load.
+
+        Args:
+            deadline: seconds after which the result must be there, whatever was read by then.
+
+        Returns:
+            Done at once if there is nothing to load; the same one if called again.
+
+        Raises:
+            StaleHandle: released, or the space or store is gone.
+        """
+        self._require_usable("load")
+        if self._load is None:
+            if self._on_disk is None or self._disk is None:
+                self._load = Completion()
+                self._load.set_result(LoadResult(0, 0, None))
+                return self._load
+            found, self._on_disk = self._on_disk, None
+            lease = weakref.ref(self)
+
+            def grow(loaded: Transfer) -> None:
+                alive = lease()
+                if alive is not None:
+                    alive._grow(loaded)
+
+            self._load = Load(
+                self._tier, self._disk, self._root, self._page_tokens, found, grow, deadline
+            )
+        return self._load
+
+    def release(self) -> None:
+        """Gives up the pages; idempotent, and allowed after drop and close, and while loading.
+
+        No kernel may still be using them. O(pages that nobody else holds).
+        """
+        if self._on_disk is not None and self._disk is not None:
+            self._disk.release(self._on_disk)
+            self._on_disk = None
+        super().release()
 
     @property
     def tail(self) -> Tail | None:
@@ -81,3 +142,15 @@ class Lease(Handle):
         if self._tail is not None:
             self._tier.release_tail(self._holding, self._tail[0])
             self._tail = None
+
+    def _grow(self, loaded: Transfer) -> None:
+        """Takes in what was loaded; in a thread of the store."""
+        page_ids = self._tier.extend(self._holding, loaded)
+        if page_ids is not None:
+            self._page_ids = tuple(page_ids)
+            self._tail = None  # its pin has moved down
+
+    def _leak(self) -> None:
+        if self._on_disk is not None and self._disk is not None:
+            self._disk.leak(self._on_disk)
+        super()._leak()

@@ -97,6 +97,23 @@ class PageMover(Protocol):
         """Ends the mover once what was asked is done; idempotent."""
 
 
+def open_page_mover(files: "VectoredIO", inflight_bytes: int) -> PageMover:
+    """Returns the mover for files opened by `files`."""
+    return ThreadPageMover(
+        inflight_bytes=inflight_bytes, preadv=files.preadv, pwritev=files.pwritev
+    )
+
+
+class VectoredIO(Protocol):
+    """How files are read and written, as in ``os``."""
+
+    def preadv(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        """Reads into buffers; returns the bytes read."""
+
+    def pwritev(self, fd: int, buffers: list[memoryview], offset: int) -> int:
+        """Writes buffers; returns the bytes written."""
+
+
 @dataclass(slots=True)
 class _Batch:
     """One call of read or write, until its last run is done."""

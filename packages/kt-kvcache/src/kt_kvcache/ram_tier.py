@@ -14,7 +14,7 @@ from kt_kvcache.chain import Chain
 from kt_kvcache.errors import OutOfPages, StaleHandle
 from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import EvictionPolicy
-from kt_kvcache.index import PageIndex
+from kt_kvcache.index import Links, PageIndex
 from kt_kvcache.integrity import check_pages
 from kt_kvcache.keep import KeepingPolicy
 from kt_kvcache.page import CachedPage, PageState
@@ -38,6 +38,12 @@ class Holding:
         self.pins = pins
         self.private = private
         self.since = since
+
+
+class Transfer(Holding):
+    """What the store itself keeps while bytes move to or from disk."""
+
+    __slots__ = ()
 
 
 class RamTier:
@@ -132,7 +138,7 @@ class RamTier:
             return holding, page_ids
 
     def publish(
-        self, holding: Holding, chain: Chain, first_page: int, page_ids: Sequence[int]
+        self, holding: Holding, chain: Links, first_page: int, page_ids: Sequence[int]
     ) -> list[PageState]:
         """Publishes a writer's slots as pages [first_page, ...) of the chain; O(pages)."""
         states = []
@@ -152,6 +158,55 @@ class RamTier:
             self._counters.present_pages += states.count(PageState.PRESENT)
             self._counters.unlinked_pages += states.count(PageState.UNLINKED)
         return states
+
+    def reserve_some(self, n: int) -> tuple[Transfer, list[int]]:
+        """Takes up to `n` slots for pages to be loaded, as many as are free or evictable."""
+        with self._lock:
+            self._require_open("load")
+            self._recover_leaked()
+            n = min(n, self._slots.num_free + self._index.num_evictable)
+            for _ in range(n - self._slots.num_free):
+                self._index.evict()
+                self._counters.evicted_pages += 1
+            page_ids = self._slots.take(n)
+            transfer = Transfer([], set(page_ids), self._clock())
+            self._holdings.add(transfer)
+            return transfer, page_ids
+
+    def last_published(self, holding: Holding) -> CachedPage | None:
+        """Returns the page that a writer published or found last. O(1)."""
+        with self._lock:
+            return holding.pins[-1] if holding in self._holdings and holding.pins else None
+
+    def hold(self, page: CachedPage) -> Transfer | None:
+        """Pins a page and all above it while they are written to disk; None if it has gone."""
+        with self._lock:
+            if self._closed or not page.attached:
+                return None
+            self._index.pin(page)
+            transfer = Transfer([page], set(), self._clock())
+            self._holdings.add(transfer)
+            return transfer
+
+    def extend(self, holding: Holding, transfer: Transfer) -> list[int] | None:
+        """Has a lease hold what a transfer published below it, its tail no more; O(pages).
+
+        Returns:
+            Page ids of its prefix now; None if it was released.
+        """
+        with self._lock:
+            if self._closed or holding not in self._holdings:
+                return None
+            page = transfer.pins[-1]
+            self._index.pin(page)
+            for pinned in holding.pins:
+                self._index.unpin(pinned)
+            holding.pins = [page]
+            page_ids = []
+            while page.parent is not None:
+                page_ids.append(page.page_id)
+                page = page.parent
+            return page_ids[::-1]
 
     def release(self, holding: Holding) -> None:
         """Gives up a holding; O(pages left without pins). Later calls do nothing."""
@@ -202,7 +257,8 @@ class RamTier:
             num_roots = sum(page.parent is None for page in index.by_hash.values())
             num_published = len(index.by_hash) - num_roots + len(index.detached)
             now = self._clock()
-            leases = [held.since for held in self._holdings if held.private is None]
+            handles = [held for held in self._holdings if not isinstance(held, Transfer)]
+            leases = [held.since for held in handles if held.private is None]
             return Stats(
                 num_pages=self._slots.num_pages,
                 free_pages=self._slots.num_free,
@@ -211,7 +267,7 @@ class RamTier:
                 reserved_pages=sum(len(held.private or ()) for held in self._holdings),
                 kept_pages=sum(page.kept_until > now for page in index.by_hash.values()),
                 open_leases=len(leases),
-                open_writers=len(self._holdings) - len(leases),
+                open_writers=len(handles) - len(leases),
                 oldest_lease_s=now - min(leases, default=now),
                 mismatched_pages=index.num_mismatched,
                 counters=replace(self._counters),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain, Extra, TokenIds
+from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.errors import StaleHandle, require_int
 from kt_kvcache.events import Tier
 from kt_kvcache.lease import Lease
@@ -19,7 +20,7 @@ class Hit:
     """What a chain would find now.
 
     Attributes:
-        num_tokens: tokens in cached full pages from the start of the chain.
+        num_tokens: tokens in cached full pages from the start of the chain, in memory or on disk.
         num_pages: these pages.
         by_tier: how many of them each tier would serve.
     """
@@ -36,12 +37,18 @@ class Space:
     """
 
     def __init__(
-        self, tier: RamTier, arena: Arena | None, root: CachedPage, page_tokens: int
+        self,
+        tier: RamTier,
+        arena: Arena | None,
+        root: CachedPage,
+        page_tokens: int,
+        disk: DiskTier | None = None,
     ) -> None:
         """Binds a namespace's root; callers use ``KVStore.space``."""
         self._tier = tier
         self._arena = arena
         self._root = root
+        self._disk = disk
         self.page_tokens = page_tokens
 
     @property
@@ -62,7 +69,11 @@ class Space:
         """
         self._require_usable("probe", chain)
         num_pages = self._tier.probe(self._root, chain)
-        return Hit(num_pages * self.page_tokens, num_pages, {Tier.MEMORY: num_pages})
+        by_tier = {Tier.MEMORY: num_pages}
+        if self._disk is not None:
+            num_known = max(num_pages, self._disk.count(self.ns_key, chain))
+            by_tier[Tier.DISK], num_pages = num_known - num_pages, num_known
+        return Hit(num_pages * self.page_tokens, num_pages, by_tier)
 
     def acquire(self, chain: Chain, max_tokens: int | None = None, *, tail: bool = False) -> Lease:
         """Finds and pins the longest cached prefix of full pages; O(pages found).
@@ -83,8 +94,20 @@ class Space:
         if max_tokens is not None:
             num_tokens = min(num_tokens, require_int("acquire", "max_tokens", max_tokens, 0))
         holding, page_ids, found = self._tier.acquire(self._root, chain, num_tokens, with_tail=tail)
+        on_disk = None
+        if self._disk is not None:
+            num_pages = min(chain.num_pages, num_tokens // chain.page_tokens)
+            on_disk = self._disk.find(self.ns_key, chain, len(page_ids), num_pages)
         return Lease(
-            self._tier, self._arena, self._root, holding, page_ids, chain.page_tokens, found
+            self._tier,
+            self._arena,
+            self._root,
+            holding,
+            page_ids,
+            chain.page_tokens,
+            found,
+            self._disk,
+            on_disk,
         )
 
     def reserve(self, chain: Chain, first_page: int, n: int) -> Writer:
@@ -102,7 +125,9 @@ class Space:
         first_page = require_int("reserve", "first_page", first_page, 0)
         n = require_int("reserve", "n", n, 1)
         holding, page_ids = self._tier.reserve(n)
-        return Writer(self._tier, self._arena, self._root, holding, page_ids, chain, first_page)
+        return Writer(
+            self._tier, self._arena, self._root, holding, page_ids, chain, first_page, self._disk
+        )
 
     def keep(self, chain: Chain, ttl_s: float) -> int:
         """Keeps the cached prefix of `chain` in memory for a while, such as a system prompt's.
@@ -131,15 +156,27 @@ class Space:
                 and writers stay usable. None: forget the whole namespace and end this space;
                 its leases and writers can then only be released.
 
+        With a disk this waits until the pages cannot come back, not even after a power cut; other
+        processes on the same root forget what they have on disk within seconds.
+
         Returns:
             Number of pages forgotten.
+
+        Raises:
+            OSError: the disk refused; pages may come back after a crash. Memory has forgotten them.
         """
         self._require_usable("drop", chain)
         if chain is not None and not chain.num_pages:
             raise ValueError(
                 f"[kvstore.drop] chain must have a full page; got {chain.num_tokens} tokens"
             )
-        return self._tier.drop(self._root, chain)
+        num_dropped = self._tier.drop(self._root, chain)
+        if self._disk is not None:
+            on_disk = self._disk.drop(self.ns_key, chain).result()
+            # Again: a load may have brought pages back before the disk had forgotten them.
+            num_dropped += self._tier.drop(self._root, chain)
+            num_dropped = max(num_dropped, on_disk)
+        return num_dropped
 
     def _require_usable(self, op: str, chain: Chain | None) -> None:
         if not self._root.attached:

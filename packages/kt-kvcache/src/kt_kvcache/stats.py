@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from kt_kvcache.disk.counters import DiskStats
+
 
 @dataclass(slots=True)
 class Counters:
@@ -40,13 +42,14 @@ class Stats:
         free_pages: slots that hold nothing.
         cached_pages: published pages that nobody holds: all of them can be evicted.
         pinned_pages: published pages held by a lease or writer, directly or through a page below.
-        reserved_pages: pages private to a writer.
+        reserved_pages: pages private to a writer, or being loaded.
         kept_pages: pages in the index that ``keep`` spares now; they count in the others too.
         open_leases: leases not released yet.
         open_writers: writers not released yet.
         oldest_lease_s: age in seconds of the oldest open lease; 0 without one.
         mismatched_pages: pages found by hash whose tokens or parent differed (served as misses).
         counters: events since the store was opened.
+        disk: the pages on disk; None for a store in memory only.
     """
 
     num_pages: int
@@ -60,3 +63,4 @@ class Stats:
     oldest_lease_s: float
     mismatched_pages: int
     counters: Counters
+    disk: DiskStats | None = None

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store: configuration, spaces, statistics, end of life. Pages live in memory only."""
+"""The store: configuration, spaces, statistics, end of life. It moves no pages itself."""
 
 import secrets
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from time import monotonic
 from types import TracebackType
 
 from kt_kvcache.arena import Arena
+from kt_kvcache.completion import Completion
+from kt_kvcache.disk.files import OsFiles
+from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.errors import require_int
 from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import LruPolicy
 from kt_kvcache.identity import Geometry, Identity, ns_key, tenant_tag
+from kt_kvcache.page_mover import open_page_mover
 from kt_kvcache.ram_tier import RamTier
 from kt_kvcache.space import Space
 from kt_kvcache.stats import Stats
@@ -28,14 +33,30 @@ class StoreConfig:
         num_pages: page slots in memory.
         page_tokens: tokens per page. 64 loses 32 tokens per prefix on average to the page
             boundary and hashes 4x faster per token than 16.
+        disk_bytes: what a root's files may take, of all processes together; needed with a root.
+        min_free_bytes: what the root's file system keeps free: the store grows no further.
+        inflight_bytes: bytes being read or written at once.
+        durability_s: seconds of pages that a power cut may lose.
     """
 
     num_pages: int
     page_tokens: int = 64
+    disk_bytes: int = 0
+    min_free_bytes: int = 1 << 30
+    # Enough for any drive: what it has in flight is bandwidth x latency, 7 GB/s x 1 ms = 7 MB.
+    inflight_bytes: int = 64 << 20
+    durability_s: float = 5.0
 
     def __post_init__(self) -> None:
         require_int("config", "num_pages", self.num_pages, 1)
         require_int("config", "page_tokens", self.page_tokens, 1)
+        require_int("config", "disk_bytes", self.disk_bytes, 0)
+        require_int("config", "min_free_bytes", self.min_free_bytes, 0)
+        require_int("config", "inflight_bytes", self.inflight_bytes, 1)
+        if not self.durability_s > 0:
+            raise ValueError(
+                f"[kvstore.config] durability_s must be seconds > 0; got {self.durability_s!r}"
+            )
 
 
 class KVStore:
@@ -45,14 +66,15 @@ class KVStore:
     """
 
     def __init__(
-        self, config: StoreConfig, arena: Arena | None, clock: Callable[[], float]
+        self, config: StoreConfig, arena: Arena | None, tier: RamTier, disk: DiskTier | None = None
     ) -> None:
-        """Makes an empty store; callers use ``open``."""
+        """Makes a store with nothing in memory; callers use ``open``."""
         self._config = config
         self._arena = arena
-        self._tier = RamTier(config.num_pages, LruPolicy(), clock)
-        # Pages die with the process, so the secret that separates tenants may too.
-        self._secret = secrets.token_bytes(_SECRET_BYTES)
+        self._tier = tier
+        self._disk = disk
+        # The secret that separates tenants lives as long as their pages.
+        self._secret = secrets.token_bytes(_SECRET_BYTES) if disk is None else disk.secret
 
     @classmethod
     def open(
@@ -66,25 +88,48 @@ class KVStore:
         """Opens a store.
 
         Args:
-            root: must be None: this version keeps pages in memory only.
+            root: directory for pages on disk, made where it is missing; any number of processes
+                may use it at once. None: in memory only.
             config: sizes.
             arena: buffers behind the page ids; may be None where the caller addresses its own
-                buffers by page id and never asks for a view.
+                buffers by page id and never asks for a view. A root needs one.
             clock: seconds from any start, for what is kept and the age of leases.
 
         Raises:
-            ValueError: a root, or an arena of another size than the configuration.
+            ValueError: an arena of another size than the configuration; a root without arena or
+                disk_bytes, that is a symlink, or that others may write.
+            OSError: the root cannot be read.
         """
-        if root is not None:
-            raise ValueError(
-                "[kvstore.open] root must be None: this version keeps pages in memory only; "
-                f"got {str(root)!r}"
-            )
         if arena is not None and arena.num_pages != config.num_pages:
             raise ValueError(
                 f"[kvstore.open] arena must have {config.num_pages} pages; got {arena.num_pages}"
             )
-        return cls(config, arena, clock)
+        tier = RamTier(config.num_pages, LruPolicy(), clock)
+        if root is None:
+            return cls(config, arena, tier)
+        if arena is None or not config.disk_bytes:
+            raise ValueError(
+                "[kvstore.open] a root needs an arena and disk_bytes > 0; got "
+                f"{'no arena' if arena is None else 'an arena'}, disk_bytes={config.disk_bytes}"
+            )
+        files = OsFiles(root)
+        try:
+            disk = DiskTier(
+                files,
+                open_page_mover(files, config.inflight_bytes),
+                tier,
+                arena,
+                LruPolicy(),
+                page_tokens=config.page_tokens,
+                disk_bytes=config.disk_bytes,
+                min_free_bytes=config.min_free_bytes,
+                inflight_bytes=config.inflight_bytes,
+                durability_s=config.durability_s,
+            )
+        except BaseException:
+            files.close_all()
+            raise
+        return cls(config, arena, tier, disk)
 
     def space(self, identity: Identity, geometry: Geometry, tenant: str | None = None) -> Space:
         """Returns the namespace of a model and a tenant. O(1).
@@ -106,11 +151,35 @@ class KVStore:
         self._require_fit(geometry)
         key = ns_key(identity, geometry, tenant_tag(self._secret, tenant))
         root = self._tier.root("space", key)
-        return Space(self._tier, self._arena, root, geometry.page_tokens)
+        return Space(self._tier, self._arena, root, geometry.page_tokens, self._disk)
+
+    def flush(self, *, durable: bool = True, timeout: float | None = None) -> Completion[bool]:
+        """Waits, in the background, until what was committed before is on disk.
+
+        Args:
+            durable: and survives a power cut, not only the end of this process.
+            timeout: seconds after which the result is False.
+
+        Returns:
+            Whether it is: False if pages could not be written since the last flush (no room, too
+            much at once, a drive that fails) or it took too long. True without a disk.
+        """
+        if self._disk is None:
+            nothing: Completion[bool] = Completion()
+            nothing.set_result(True)
+            return nothing
+        flushed = self._disk.flush(durable=durable)
+        if timeout is not None:
+            timer = threading.Timer(timeout, flushed.settle, (False,))
+            timer.daemon = True
+            timer.start()
+            flushed.add_done_callback(lambda _: timer.cancel())
+        return flushed
 
     def stats(self) -> Stats:
         """Returns page counts and counters as one snapshot; O(pages in the store)."""
-        return self._tier.stats()
+        disk = None if self._disk is None else self._disk.stats()
+        return replace(self._tier.stats(), disk=disk)
 
     def events(self, max_pending: int = 1 << 16) -> EventStream:
         """Returns a stream of the pages that are cached now and what changes; see there.
@@ -122,6 +191,8 @@ class KVStore:
         """
         stream = EventStream(require_int("events", "max_pending", max_pending, 1))
         self._tier.subscribe(stream)
+        if self._disk is not None:
+            self._disk.subscribe(stream)
         return stream
 
     def check_integrity(self) -> None:
@@ -133,7 +204,12 @@ class KVStore:
         self._tier.check_integrity()
 
     def close(self) -> None:
-        """Ends the store; idempotent. Its spaces, leases and writers raise StaleHandle on use."""
+        """Ends the store; idempotent. Its spaces, leases and writers raise StaleHandle on use.
+
+        Waits until what was committed is written and durable, and for running reads.
+        """
+        if self._disk is not None:
+            self._disk.close()
         self._tier.close()
 
     def __enter__(self) -> "KVStore":

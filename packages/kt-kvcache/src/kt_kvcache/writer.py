@@ -5,6 +5,7 @@ from typing import Protocol
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain
+from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.errors import require_int
 from kt_kvcache.handle import Handle
 from kt_kvcache.lease import Lease
@@ -37,11 +38,13 @@ class Writer(Handle):
         page_ids: list[int],
         chain: Chain,
         first_page: int,
+        disk: DiskTier | None = None,
     ) -> None:
         """Takes over `holding`; callers use ``Space.reserve``."""
         super().__init__(tier, arena, root, holding, page_ids)
         self._chain = chain
         self._first_page = first_page
+        self._disk = disk
         self._states: list[PageState] = []
 
     @property
@@ -91,6 +94,9 @@ class Writer(Handle):
     def commit(self, n: int, after: Event | None) -> tuple[PageState, ...]:
         """Publishes the next `n` pages under the hashes of the chain; O(n).
 
+        With a disk they are then written there in the background, with those above that are not
+        there yet; a page that cannot be is counted (``stats().disk``).
+
         A page that cannot be shared (PRESENT, UNLINKED) stays this writer's own and readable
         through its page id until ``release``.
 
@@ -121,6 +127,11 @@ class Writer(Handle):
         page_ids = self._page_ids[done : done + n]
         states = self._tier.publish(self._holding, self._chain, first_page, page_ids)
         self._states += states
+        num_published = states.count(PageState.PUBLISHED)
+        if self._disk is not None and num_published:
+            last = self._tier.last_published(self._holding)
+            if last is not None:
+                self._disk.offer(last, num_published)
         return tuple(states)
 
     def abort(self) -> None:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a disk tier counts, and the snapshot a caller gets; no exporter."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """Events since the store was opened. Written by a few threads without a lock: each field has
+    one writer or is only ever added to under the interpreter's own.
+
+    Attributes:
+        hit_pages: pages that ``acquire`` found on disk and not in memory.
+        loaded_pages, loaded_bytes: read and verified.
+        written_pages, written_bytes: on disk with their records.
+        dropped_writes: pages not written: gone from memory before their turn, no room on disk, or
+            the drive failed.
+        oversized_pages: pages not written because their extras do not fit into a record.
+        evicted_pages: pages that gave way to others.
+        dropped_pages: pages that ``drop`` took out.
+        checksum_misses: pages read whose bytes were not those written (served as misses).
+        read_errors: pages that the system could not read (served as misses).
+        io_errors: failed calls besides reading pages.
+        no_space: writes that found the file system full.
+        missed_deadlines: loads that ended at their deadline.
+    """
+
+    hit_pages: int = 0
+    loaded_pages: int = 0
+    loaded_bytes: int = 0
+    written_pages: int = 0
+    written_bytes: int = 0
+    dropped_writes: int = 0
+    oversized_pages: int = 0
+    evicted_pages: int = 0
+    dropped_pages: int = 0
+    checksum_misses: int = 0
+    read_errors: int = 0
+    io_errors: int = 0
+    no_space: int = 0
+    missed_deadlines: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStats:
+    """A snapshot of the disk tier.
+
+    Attributes:
+        num_pages: pages known, other processes' among them.
+        evictable_pages: our own that nobody holds.
+        free_slots: slots of our segments that hold nothing.
+        num_segments: segments known.
+        owned_segments: those that this store writes.
+        allocated_bytes: what the segments known take.
+        budget_bytes: what all segments together may take.
+        degraded: whether writing has failed and waits for its next try.
+        read_only: whether the root cannot be written at all.
+        counters: events since the store was opened.
+    """
+
+    num_pages: int
+    evictable_pages: int
+    free_slots: int
+    num_segments: int
+    owned_segments: int
+    allocated_bytes: int
+    budget_bytes: int
+    degraded: bool
+    read_only: bool
+    counters: DiskCounters

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which page lies in which slot of which segment, behind the tier's lock. It does no I/O.
+
+A place is an int: the number of a segment in this process, and a slot. Pages in segments of
+others carry a pin as long as they are known, so that only their owner evicts them.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kt_kvcache.chain import Chain
+from kt_kvcache.disk.format import PageName, Record, extent_seed
+from kt_kvcache.disk.segment import Segment
+from kt_kvcache.events import EventStream, Tier
+from kt_kvcache.eviction import EvictionPolicy
+from kt_kvcache.index import PageIndex
+from kt_kvcache.page import CachedPage, PageState
+
+_SLOT_BITS = 32
+_SLOT_MASK = (1 << _SLOT_BITS) - 1
+
+Changes = Sequence[tuple[int, Record | None]]
+
+
+class DiskHolding:
+    """Pages that a lease found on disk and keeps from being evicted; equal only to itself.
+
+    Attributes:
+        pages: in the order of the sequence.
+        pin: the last of them, pinned, and with it all above.
+    """
+
+    __slots__ = ("pages", "pin")
+
+    def __init__(self, pages: list[CachedPage], pin: CachedPage) -> None:
+        """Records what has just been pinned."""
+        self.pages = pages
+        self.pin = pin
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """Where pages lie, as a PageMover wants it; `segments` keeps their files open."""
+
+    fds: NDArray[np.int32]
+    offsets: NDArray[np.uint64]
+    seeds: NDArray[np.uint64]
+    sums: NDArray[np.uint64]
+    segments: tuple[Segment, ...]
+
+
+class DiskPages:
+    """The index of a disk tier; thread-safe. `place`s are freed and taken by one thread only."""
+
+    def __init__(self, policy: EvictionPolicy) -> None:
+        """Starts without segments."""
+        self._lock = Lock()
+        self._index = PageIndex(policy, self._vacate, Tier.DISK)
+        self._segments: dict[int, Segment] = {}
+        self._next_number = 0
+        self._free: list[int] = []  # a heap: consecutive slots are written together
+        self._vacated: list[int] = []  # left by their page; their records still name it
+        self._bad: set[int] = set()  # the drive failed there: not used again
+        self._unready: set[CachedPage] = set()  # being written
+
+    # What leases and loads ask
+
+    def find(
+        self, ns_key: bytes, chain: Chain, first_page: int, num_pages: int
+    ) -> DiskHolding | None:
+        """Pins those of the chain's pages [first_page, num_pages) that follow without a gap."""
+        with self._lock:
+            root = self._index.by_hash.get(ns_key)
+            if root is None:
+                return None
+            last, places = self._index.match(root, chain, num_pages)
+            pages: list[CachedPage] = []
+            for _ in range(len(places) - first_page):
+                pages.append(last)
+                assert last.parent is not None  # roots have no place
+                last = last.parent
+            pages.reverse()
+            unready = next((i for i, page in enumerate(pages) if page in self._unready), None)
+            del pages[len(pages) if unready is None else unready :]
+            if not pages:
+                return None
+            self._index.pin(pages[-1])
+            return DiskHolding(pages, pages[-1])
+
+    def count(self, ns_key: bytes, chain: Chain) -> int:
+        """Number of leading pages of the chain that are known here, pins nothing."""
+        with self._lock:
+            root = self._index.by_hash.get(ns_key)
+            return 0 if root is None else len(self._index.match(root, chain, chain.num_pages)[1])
+
+    def unpin(self, page: CachedPage) -> None:
+        """Takes back a pin of ``find`` or ``plan``."""
+        with self._lock:
+            self._index.unpin(page)
+
+    def touch(self, page_hash: bytes) -> None:
+        """Counts a page, if it is here, and those above it as used now."""
+        with self._lock:
+            page = self._index.by_hash.get(page_hash)
+            if page is not None:
+                self._index.pin(page)
+                self._index.unpin(page)
+
+    def extents(self, pages: Sequence[CachedPage]) -> Extents:
+        """Says where pinned pages lie; O(pages)."""
+        segments, fds, offsets, seeds, sums = [], [], [], [], []
+        with self._lock:
+            for page in pages:
+                segment, slot = self.locate(page.page_id)
+                segments.append(segment)
+                fds.append(segment.slots_fd)
+                offsets.append(slot * segment.header.shape.slot_bytes)
+                seeds.append(extent_seed(page.hash, int(segment.gens[slot]), slot))
+                sums.append(segment.sums[slot].copy())
+        return Extents(
+            np.array(fds, np.int32),
+            np.array(offsets, np.uint64),
+            np.array(seeds, np.uint64),
+            np.array(sums, np.uint64).reshape(len(pages), -1),
+            tuple(segments),
+        )
+
+    def subscribe(self, stream: EventStream) -> None:
+        """Tells a stream of the pages that are here, and of what changes; O(pages)."""
+        with self._lock:
+            self._index.subscribe(stream)
+
+    def forget(self, page: CachedPage, *, bad_slot: bool) -> int:
+        """Drops a page that could not be read, and all below it; returns their number."""
+        with self._lock:
+            if not page.attached:
+                return 0
+            if bad_slot:
+                self._bad.add(page.page_id)
+            return len(self._remove(page))
+
+    # What the thread that writes asks
+
+    def locate(self, place: int) -> tuple[Segment, int]:
+        """Returns the segment and slot of a place."""
+        return self._segments[place >> _SLOT_BITS], place & _SLOT_MASK
+
+    def segments(self) -> list[Segment]:
+        """All segments known."""
+        with self._lock:
+            return list(self._segments.values())
+
+    def add_segment(self, segment: Segment) -> None:
+        """Makes a segment known. Its slots are not free before ``add_free``."""
+        with self._lock:
+            self._segments[self._next_number] = segment
+            self._next_number += 1
+
+    def remove_segment(self, segment: Segment) -> None:
+        """Forgets a segment of somebody else that has gone, and its pages."""
+        with self._lock:
+            for page in segment.pages:
+                if page is not None and page.attached:
+                    self._remove(page)
+            number = self._number(segment)
+            held = any(page.page_id >> _SLOT_BITS == number for page in self._index.detached)
+            if not held:  # else it stays until its leases are gone
+                del self._segments[number]
+
+    def add_free(self, segment: Segment, slots: Iterable[int]) -> None:
+        """Says that slots of an owned segment hold nothing and may be taken."""
+        first = self._number(segment) << _SLOT_BITS
+        with self._lock:
+            for slot in slots:
+                heapq.heappush(self._free, first | slot)
+
+    def own(self, segment: Segment) -> list[int]:
+        """Takes over the pages of a segment whose owner has died, locked and just read.
+
+        Returns:
+            Its slots without a page: the caller frees their records, then calls ``add_free``.
+        """
+        with self._lock:
+            segment.owned = True
+            for page in segment.pages:
+                if page is not None:
+                    self._index.unpin(page)
+            return [slot for slot, page in enumerate(segment.pages) if page is None]
+
+    def missing(self, tail: CachedPage) -> list[CachedPage]:
+        """Pages of memory from the first one not known here down to `tail`, in that order.
+
+        Those dropped from memory meanwhile are left out.
+        """
+        found: list[CachedPage] = []
+        page = tail
+        with self._lock:
+            known = self._index.by_hash
+            while page.parent is not None and page.hash not in known:
+                if page.attached:
+                    found.append(page)
+                page = page.parent
+        found.reverse()
+        return found
+
+    def num_free(self) -> int:
+        """Slots that can be taken at once."""
+        with self._lock:
+            return len(self._free)
+
+    def evict(self, n: int, keep: bytes) -> int:
+        """Evicts up to `n` pages, but not the one called `keep` or any above it.
+
+        Their slots come back through ``take_vacated``.
+        """
+        with self._lock:
+            kept = self._index.by_hash.get(keep)
+            if kept is not None:
+                self._index.pin(kept)
+            num = min(n, self._index.num_evictable)
+            for _ in range(num):
+                self._index.evict()
+            if kept is not None:
+                self._index.unpin(kept)
+            return num
+
+    def plan(self, names: Sequence[PageName]) -> list[CachedPage]:
+        """Gives slots to consecutive pages of a chain, as far as slots are free.
+
+        Nobody finds them before ``settle``. The last one carries a pin.
+        """
+        planned: list[CachedPage] = []
+        with self._lock:
+            if names and names[0].position == 0:
+                self._index.root(names[0].ns_key)
+            for name in names[: len(self._free)]:
+                page, state = self._index.publish(name, name.position, self._free[0])
+                if page is None:
+                    break
+                if planned:
+                    self._index.unpin(planned[-1])
+                if state is PageState.PRESENT:  # found by two at once: the rest is next time's
+                    self._index.unpin(page)
+                    return []
+                heapq.heappop(self._free)
+                segment, slot = self.locate(page.page_id)
+                segment.pages[slot] = page
+                segment.gens[slot] = segment.next_gen
+                segment.next_gen += 1
+                self._unready.add(page)
+                planned.append(page)
+        return planned
+
+    def settle(self, planned: Sequence[CachedPage], num_good: int, *, bad_slot: bool) -> None:
+        """Ends what ``plan`` began: the first `num_good` pages can be found, the rest is gone."""
+        with self._lock:
+            self._unready.difference_update(planned)
+            if num_good < len(planned):
+                failed = planned[num_good]
+                if bad_slot:
+                    self._bad.add(failed.page_id)
+                if failed.attached:
+                    self._remove(failed)
+            self._index.unpin(planned[-1])
+
+    def take_vacated(self) -> list[int]:
+        """Places whose records must be freed before ``give``; the caller's from now on."""
+        with self._lock:
+            places = [place for place in self._vacated if place not in self._bad]
+            self._vacated.clear()
+            return places
+
+    def give(self, places: Iterable[int]) -> None:
+        """Lets places be taken again: their records are freed."""
+        with self._lock:
+            for place in places:
+                heapq.heappush(self._free, place)
+
+    def spoil(self, places: Iterable[int]) -> None:
+        """Says that places must not be used again: their records could not be freed."""
+        with self._lock:
+            self._bad.update(places)
+
+    def absorb(self, changes: Sequence[tuple[Segment, Changes]]) -> tuple[int, list[int]]:
+        """Brings the index up to date with records that were read.
+
+        Returns:
+            Pages added, and places of owned segments whose record has no place in the tree: a
+            duplicate, or a page whose parent is not there.
+        """
+        with self._lock:
+            found: list[tuple[int, bool, int, int, PageName]] = []
+            for segment, records in changes:
+                first = self._number(segment) << _SLOT_BITS
+                for slot, record in records:
+                    old = segment.pages[slot]
+                    if old is not None and old.attached:
+                        self._remove(old)
+                    if record is not None and record.name is not None:
+                        name = record.name
+                        other = not segment.owned
+                        found.append((name.position, other, -record.created_ns, first | slot, name))
+            # Parents first; among copies of a page one of our own, and the newest.
+            found.sort(key=lambda entry: entry[:4])
+            added: list[tuple[int, int, CachedPage]] = []
+            surplus, num_added = [], 0
+            for position, other, created, place, name in found:
+                if position == 0:
+                    self._index.root(name.ns_key)
+                page, state = self._index.publish(name, position, place)
+                if page is not None and state is PageState.PUBLISHED:
+                    num_added += 1
+                    segment, slot = self.locate(place)
+                    segment.pages[slot] = page
+                    if not other:
+                        added.append((-created, position, page))
+                    continue
+                if page is not None:
+                    self._index.unpin(page)
+                if not other:
+                    surplus.append(place)
+            # The order of use died with their process; that of their making is the best guess.
+            added.sort(key=lambda entry: entry[:2])
+            for _, _, page in added:
+                self._index.unpin(page)
+            return num_added, surplus
+
+    def drop(self, ns_key: bytes, chain: Chain | None) -> list[int]:
+        """Drops a namespace, or the subtree at the chain's last full page; returns its places."""
+        with self._lock:
+            top = self._index.by_hash.get(ns_key)
+            if top is not None and chain is not None:
+                top, places = self._index.match(top, chain, chain.num_pages)
+                top = top if len(places) == chain.num_pages else None
+            if top is None:
+                return []
+            return [page.page_id for page in self._remove(top) if page.parent is not None]
+
+    def counts(self) -> tuple[int, int, int]:
+        """Pages known, of these ours and unpinned, and free slots."""
+        with self._lock:
+            num_roots = sum(page.parent is None for page in self._index.by_hash.values())
+            num_pages = len(self._index.by_hash) - num_roots
+            return num_pages, self._index.num_evictable, len(self._free) + len(self._vacated)
+
+    def _number(self, segment: Segment) -> int:
+        return next(number for number, known in self._segments.items() if known is segment)
+
+    def _remove(self, top: CachedPage) -> list[CachedPage]:
+        """Takes `top` and all below out of the index; what leases hold keeps its slot."""
+        doomed = self._index.subtree(top)
+        self._index.drop(top)
+        for page in reversed(doomed):
+            if page.parent is None:
+                continue
+            segment, slot = self.locate(page.page_id)
+            if not segment.owned:
+                segment.pages[slot] = None
+                self._index.unpin(page)
+        return doomed
+
+    def _vacate(self, place: int) -> None:
+        """Called by the index when nobody can use a page any more."""
+        segment = self._segments.get(place >> _SLOT_BITS)
+        if segment is not None and segment.owned:
+            segment.pages[place & _SLOT_MASK] = None
+            self._vacated.append(place)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The disk tier as the store sees it: find and pin, read, offer for writing. No call waits for
+I/O but ``open`` and ``close``.
+"""
+
+import errno
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+
+from kt_kvcache.arena import Arena
+from kt_kvcache.chain import Chain
+from kt_kvcache.completion import Completion
+from kt_kvcache.disk.counters import DiskCounters, DiskStats
+from kt_kvcache.disk.files import Files
+from kt_kvcache.disk.format import SlotShape
+from kt_kvcache.disk.pages import DiskHolding, DiskPages
+from kt_kvcache.disk.root import Root
+from kt_kvcache.disk.survey import Survey
+from kt_kvcache.disk.worker import Offer, Worker
+from kt_kvcache.events import EventStream
+from kt_kvcache.eviction import EvictionPolicy
+from kt_kvcache.page import CachedPage
+from kt_kvcache.page_mover import CHECKSUM, SHORT, PageMover, Statuses, payload_bytes
+from kt_kvcache.ram_tier import RamTier
+
+_WRITING_SHARE = 8  # of the pages in memory may be on their way to the drive
+
+
+class DiskTier:
+    """Pages in the files of one root. Thread-safe; in a forked child it finds nothing."""
+
+    def __init__(
+        self,
+        files: Files,
+        mover: PageMover,
+        ram: RamTier,
+        arena: Arena,
+        policy: EvictionPolicy,
+        *,
+        page_tokens: int,
+        disk_bytes: int,
+        min_free_bytes: int,
+        inflight_bytes: int,
+        durability_s: float,
+    ) -> None:
+        """Opens a root and reads all its directories: 512 bytes per page of 64 tokens.
+
+        Args:
+            files: of the root; closed with the tier.
+            mover: moves the bytes; closed with the tier.
+            ram, arena: the pages in memory.
+            policy: which page gives way to others.
+            page_tokens: tokens per page.
+            disk_bytes, min_free_bytes, inflight_bytes, durability_s: see ``StoreConfig``.
+
+        Raises:
+            ValueError: the root is not a store of this version, or too small for one page.
+            OSError: it cannot be read.
+        """
+        slot_bytes = payload_bytes(sum(arena.strides))
+        self._shape = SlotShape(slot_bytes, page_tokens)
+        # What is being written is pinned in memory: never more than a small part of it.
+        writing = max(1, arena.num_pages // _WRITING_SHARE) * slot_bytes
+        self._files, self._mover, self._arena = files, mover, arena
+        self._disk_bytes = disk_bytes
+        self._root = Root(files, disk_bytes, min_free_bytes)
+        self._root.num_slots(self._shape)  # refuses a budget that holds nothing
+        self._counters = DiskCounters()
+        self._pages = DiskPages(policy)
+        self._leaked: deque[DiskHolding] = deque()
+        self._pid = os.getpid()
+        self._closed = False
+        survey = Survey(self._root, self._pages, self._shape)
+        survey.recover()
+        self._worker = Worker(
+            self._root,
+            self._pages,
+            survey,
+            mover,
+            ram,
+            arena,
+            self._shape,
+            self._counters,
+            inflight_bytes=min(inflight_bytes, writing),
+            durability_s=durability_s,
+        )
+
+    @property
+    def secret(self) -> bytes:
+        """What separates this root's tenants."""
+        return self._root.store.secret
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that a page takes in a file."""
+        return self._shape.slot_bytes
+
+    def find(
+        self, ns_key: bytes, chain: Chain, first_page: int, num_pages: int
+    ) -> DiskHolding | None:
+        """Pins those of pages [first_page, num_pages) that are here without a gap. O(num_pages)."""
+        if self._closed or os.getpid() != self._pid:
+            return None
+        while self._leaked:
+            self.release(self._leaked.popleft())
+        if first_page:
+            self._worker.touch(chain.page_hash(first_page - 1))
+        if first_page >= num_pages:
+            return None
+        found = self._pages.find(ns_key, chain, first_page, num_pages)
+        if found is not None:
+            self._counters.hit_pages += len(found.pages)
+        return found
+
+    def count(self, ns_key: bytes, chain: Chain) -> int:
+        """Number of leading pages of the chain that are here; pins nothing."""
+        return 0 if self._closed else self._pages.count(ns_key, chain)
+
+    def release(self, holding: DiskHolding) -> None:
+        """Gives up what ``find`` pinned; once."""
+        self._pages.unpin(holding.pin)
+
+    def leak(self, holding: DiskHolding) -> None:
+        """Takes over the holding of a garbage-collected lease; safe in finalizers."""
+        self._leaked.append(holding)
+
+    def read(self, pages: Sequence[CachedPage], page_ids: Sequence[int]) -> "Future[Statuses]":
+        """Reads pinned pages into rows of the arena, verified; see ``PageMover.read``.
+
+        A page whose bytes are not right is forgotten, and with it all below it.
+        """
+        at = self._pages.extents(pages)
+        view = self._arena.view(tuple(page_ids), writable=True)
+        extent_bytes = self._shape.extent_bytes
+        future = self._mover.read(view, at.fds, at.offsets, at.seeds, at.sums, extent_bytes)
+
+        def account(done: "Future[Statuses]") -> None:
+            statuses = done.result()
+            bad = [(page, status) for page, status in zip(pages, statuses, strict=True) if status]
+            num_good = len(at.segments) - len(bad)  # `at` keeps the files open until here
+            self._counters.loaded_pages += num_good
+            self._counters.loaded_bytes += num_good * self._shape.slot_bytes
+            for page, status in bad:
+                self._failed_page(page, int(status))
+
+        future.add_done_callback(account)
+        return future
+
+    def offer(self, tail: CachedPage, num_pages: int) -> None:
+        """Has a page in memory and all above it written, where they are not on disk yet.
+
+        They are not held for it: what memory needs for something else before its turn comes is
+        not written, and counted.
+
+        Args:
+            tail: the page.
+            num_pages: how many of these pages are new since the last offer.
+        """
+        if not self._closed and os.getpid() == self._pid:
+            self._worker.offer(Offer(tail, num_pages))
+
+    def flush(self, *, durable: bool) -> Completion[bool]:
+        """See ``KVStore.flush``."""
+        return self._worker.flush(durable=durable)
+
+    def drop(self, ns_key: bytes, chain: Chain | None) -> Completion[int]:
+        """Drops pages, in all processes' segments; see ``Worker.drop``."""
+        return self._worker.drop(ns_key, chain)
+
+    def missed_deadline(self) -> None:
+        """Counts a load that ended at its deadline."""
+        self._counters.missed_deadlines += 1
+
+    def subscribe(self, stream: EventStream) -> None:
+        """Tells a stream of the pages that are here, and of what changes; O(pages)."""
+        self._pages.subscribe(stream)
+
+    def stats(self) -> DiskStats:
+        """Returns a snapshot; O(pages)."""
+        num_pages, evictable, free = self._pages.counts()
+        segments = self._pages.segments()
+        return DiskStats(
+            num_pages=num_pages,
+            evictable_pages=evictable,
+            free_slots=free,
+            num_segments=len(segments),
+            owned_segments=sum(segment.owned for segment in segments),
+            allocated_bytes=sum(segment.num_bytes for segment in segments),
+            budget_bytes=self._disk_bytes,
+            degraded=self._worker.degraded,
+            read_only=self._files.read_only,
+            counters=replace(self._counters),
+        )
+
+    def close(self) -> None:
+        """Writes and syncs what was offered, gives up all segments; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() != self._pid:  # its threads are not here
+            return
+        self._worker.close()
+        self._mover.close()
+        for segment in self._pages.segments():
+            segment.close()
+        self._files.close_all()
+
+    def _failed_page(self, page: CachedPage, status: int) -> None:
+        if status == CHECKSUM:
+            self._counters.checksum_misses += 1
+        else:
+            self._counters.read_errors += 1
+        # Others, such as too many open files, say nothing about the page.
+        if status in (CHECKSUM, SHORT, errno.EIO):
+            self._pages.forget(page, bad_slot=status == errno.EIO)

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one thread that changes a root: it writes pages, frees slots, drops, syncs and looks what
+other processes do. Nobody waits for it but who asks for a flush or a drop.
+"""
+
+import errno
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kt_kvcache.arena import Arena
+from kt_kvcache.chain import Chain
+from kt_kvcache.completion import Completion
+from kt_kvcache.disk.counters import DiskCounters
+from kt_kvcache.disk.format import PageName, Record, SlotShape
+from kt_kvcache.disk.pages import DiskPages
+from kt_kvcache.disk.root import Root
+from kt_kvcache.disk.segment import Segment
+from kt_kvcache.disk.survey import Survey
+from kt_kvcache.page import CachedPage
+from kt_kvcache.page_mover import PageMover, Statuses, Sums
+from kt_kvcache.ram_tier import RamTier, Transfer
+
+# How soon a page of another process is found, and a dead one's slots are used: directories are
+# asked for their mtime this often.
+_REFRESH_S = 1.0
+# After a failure the drive is left alone, twice as long each time.
+_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+# Batches that share the bytes in flight: while one is hashed, the next is on its way.
+_BATCHES_IN_FLIGHT = 4
+# Prefixes used in memory whose copies here count as used too, between two looks around.
+_MAX_TOUCHED = 1024
+# Commits that wait: each a few hundred bytes and, for a drive that hangs, no page.
+_MAX_QUEUED = 1 << 16
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Offer:
+    """Pages in memory that shall be on disk: `tail` and all above it; `num_new` are new."""
+
+    tail: CachedPage
+    num_new: int
+
+
+@dataclass(slots=True)
+class _Flight:
+    """Pages on their way to the drive."""
+
+    planned: list[CachedPage]
+    names: list[PageName]
+    future: "Future[tuple[Statuses, Sums]]"
+    num_bytes: int
+    held: Transfer | None = None  # released when this has landed
+
+
+class Worker:
+    """Runs until ``close``; all calls but ``close`` return at once, from any thread."""
+
+    def __init__(
+        self,
+        root: Root,
+        pages: DiskPages,
+        survey: Survey,
+        mover: PageMover,
+        ram: RamTier,
+        arena: Arena,
+        shape: SlotShape,
+        counters: DiskCounters,
+        *,
+        inflight_bytes: int,
+        durability_s: float,
+    ) -> None:
+        """Starts the thread."""
+        self._root, self._pages, self._survey = root, pages, survey
+        self._mover, self._ram, self._arena, self._shape = mover, ram, arena, shape
+        self._counters = counters
+        self._limit = inflight_bytes
+        self._durability_s = durability_s
+        self._changed = threading.Condition()
+        self._queue: deque[Offer | Callable[[], None]] = deque()
+        self._closing = False
+        self._flights: deque[_Flight] = deque()
+        self._inflight_bytes = 0
+        self._num_lost = 0
+        self._retry_s = _FIRST_RETRY_S
+        self._retry_at = 0.0
+        self._next_refresh = time.monotonic() + _REFRESH_S
+        self._next_sync = 0.0
+        self._full_until = 0.0
+        self._touched: deque[bytes] = deque(maxlen=_MAX_TOUCHED)
+        self._thread = threading.Thread(target=self._run, name="kt-kvcache-disk", daemon=True)
+        self._thread.start()
+
+    @property
+    def degraded(self) -> bool:
+        """Whether writing has failed and is not tried before a while."""
+        return time.monotonic() < self._retry_at
+
+    def offer(self, offer: Offer) -> None:
+        """Queues pages to be written, or counts them as dropped."""
+        with self._changed:
+            fits = len(self._queue) < _MAX_QUEUED and not self._closing
+            if fits and not self.degraded and not self._root.files.read_only:
+                self._queue.append(offer)
+                self._changed.notify()
+            else:
+                self._num_lost += 1
+                self._counters.dropped_writes += offer.num_new
+
+    def touch(self, page_hash: bytes) -> None:
+        """Says that a page and those above it were used in memory: its copy is not the oldest."""
+        self._touched.append(page_hash)
+
+    def flush(self, *, durable: bool) -> Completion[bool]:
+        """See ``KVStore.flush``."""
+        result: Completion[bool] = Completion()
+
+        def flush() -> None:
+            self._land_all()
+            synced = self._sync() if durable else True
+            lost, self._num_lost = self._num_lost, 0
+            result.settle(synced and not lost)
+
+        self._call(flush, result, False)
+        return result
+
+    def drop(self, ns_key: bytes, chain: Chain | None) -> Completion[int]:
+        """Drops a namespace, or the subtree at the chain's last page; done when that is durable.
+
+        The result is the number of pages, or OSError: then they may come back after a crash.
+        """
+        result: Completion[int] = Completion()
+
+        def drop() -> None:
+            try:
+                result.settle(self._drop(ns_key, chain))
+            except OSError as error:
+                self._failed(error)
+                result.set_exception(error)
+
+        self._call(drop, result, 0)
+        return result
+
+    def close(self) -> None:
+        """Writes and syncs what was asked, then ends; idempotent."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _call(self, call: Callable[[], None], result: Completion[T], closed: T) -> None:
+        with self._changed:
+            if not self._closing:
+                self._queue.append(call)
+                self._changed.notify()
+                return
+        result.settle(closed)
+
+    # The thread
+
+    def _run(self) -> None:
+        while True:
+            item = self._next()
+            if item is None:
+                break
+            if isinstance(item, Offer):
+                self._write(item)
+            else:
+                item()
+            self._tick()
+        self._land_all()
+        self._sync()
+
+    def _next(self) -> Offer | Callable[[], None] | None:
+        """Waits for something to do, landing what flies and looking around meanwhile."""
+        while True:
+            with self._changed:
+                if self._queue:
+                    return self._queue.popleft()
+                if self._closing:
+                    return None
+                if not self._flights:
+                    self._changed.wait(max(0.0, self._next_refresh - time.monotonic()))
+            if self._flights:
+                self._land()
+            self._tick()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_refresh:
+            self._next_refresh = now + _REFRESH_S
+            try:
+                self._survey.refresh()
+            except OSError:
+                self._counters.io_errors += 1
+            while self._touched:
+                self._pages.touch(self._touched.popleft())
+            self._free_vacated()
+        if now >= self._next_sync:
+            self._sync()
+
+    def _write(self, offer: Offer) -> None:
+        """Sends pages that are not on disk on their way; holds them until they have landed."""
+        held = self._ram.hold(offer.tail)
+        if held is None:
+            self._num_lost += 1
+            self._counters.dropped_writes += offer.num_new
+            return
+        missing = self._pages.missing(offer.tail)
+        names = self._names(missing)
+        self._counters.oversized_pages += len(missing) - len(names)
+        slot_bytes = self._shape.slot_bytes
+        step = max(1, self._limit // _BATCHES_IN_FLIGHT // slot_bytes)
+        sent = 0
+        while sent < len(names) and not self.degraded:
+            batch = names[sent : sent + step]
+            self._make_room(len(batch), batch[0].parent)
+            planned = self._pages.plan(batch)
+            if not planned:
+                break
+            num_bytes = len(planned) * slot_bytes
+            while self._flights and self._inflight_bytes + num_bytes > self._limit:
+                self._land()
+            ids = tuple(page.page_id for page in missing[sent : sent + len(planned)])
+            at = self._pages.extents(planned)
+            future = self._mover.write(
+                self._arena.view(ids, writable=False),
+                at.fds,
+                at.offsets,
+                at.seeds,
+                self._shape.extent_bytes,
+            )
+            self._flights.append(_Flight(planned, batch[: len(planned)], future, num_bytes))
+            self._inflight_bytes += num_bytes
+            sent += len(planned)
+        if sent < len(missing):
+            self._num_lost += 1
+            self._counters.dropped_writes += len(names) - sent
+        if sent:
+            self._flights[-1].held = held
+        else:
+            self._ram.release(held)
+
+    def _names(self, missing: list[CachedPage]) -> list[PageName]:
+        """Says what the pages are called, up to the first whose extras do not fit a record."""
+        names: list[PageName] = []
+        if not missing:
+            return names
+        depth, root = 0, missing[0]
+        while root.parent is not None:
+            depth, root = depth + 1, root.parent
+        for position, missed in enumerate(missing, depth - 1):
+            assert missed.parent is not None  # roots are not missing
+            if len(missed.body) > self._shape.max_body_bytes:
+                break
+            names.append(
+                PageName(missed.hash, missed.parent.hash, missed.body, root.hash, position)
+            )
+        return names
+
+    def _make_room(self, n: int, keep: bytes) -> None:
+        """Has `n` slots free where possible: by growing, then by evicting."""
+        if self._pages.num_free() < n:
+            self._free_vacated()
+        while self._pages.num_free() < n and time.monotonic() >= self._full_until:
+            try:
+                segment = self._root.create_segment(self._shape)
+            except OSError as error:
+                segment = None
+                self._counters.io_errors += error.errno != errno.ENOSPC
+            if segment is None:
+                self._full_until = time.monotonic() + _REFRESH_S
+                break
+            segment.owned = True
+            self._pages.add_segment(segment)
+            self._pages.add_free(segment, range(segment.header.num_slots))
+        short = n - self._pages.num_free()
+        if short > 0:
+            self._counters.evicted_pages += self._pages.evict(short, keep)
+            self._free_vacated()
+
+    def _land_all(self) -> None:
+        while self._flights:
+            self._land()
+
+    def _land(self) -> None:
+        """Waits for the oldest flight, writes its records and makes its pages findable."""
+        flight = self._flights.popleft()
+        statuses, sums = flight.future.result()
+        planned = flight.planned
+        num_good, status = len(planned), 0
+        for i, page in enumerate(planned):
+            status = int(statuses[i])
+            if status or not page.attached:
+                num_good = i
+                break
+        if status:
+            self._failed(OSError(status if status > 0 else errno.EIO, "a page was not written"))
+        try:
+            self._write_records(planned[:num_good], flight.names, sums)
+        except OSError as error:
+            num_good, status = 0, error.errno or errno.EIO
+            self._failed(error)
+        self._pages.settle(planned, num_good, bad_slot=status == errno.EIO)
+        if num_good:
+            self._retry_s = _FIRST_RETRY_S
+        self._num_lost += status != 0
+        self._counters.written_pages += num_good
+        self._counters.written_bytes += num_good * self._shape.slot_bytes
+        self._counters.dropped_writes += len(planned) - num_good
+        self._inflight_bytes -= flight.num_bytes
+        if flight.held is not None:
+            self._ram.release(flight.held)
+
+    def _write_records(self, planned: list[CachedPage], names: list[PageName], sums: Sums) -> None:
+        now = time.time_ns()
+        batches: dict[Segment, tuple[list[int], list[Record]]] = {}
+        for i, page in enumerate(planned):
+            segment, slot = self._pages.locate(page.page_id)
+            segment.sums[slot] = sums[i]
+            slots, records = batches.setdefault(segment, ([], []))
+            slots.append(slot)
+            records.append(Record(int(segment.gens[slot]), names[i], now, tuple(sums[i].tolist())))
+        for segment, (slots, records) in batches.items():
+            segment.write_records(slots, records)
+
+    def _free_vacated(self) -> None:
+        """Frees the records of slots whose page has gone, so that a record there is a page here."""
+        for segment, places in self._by_segment(self._pages.take_vacated()).items():
+            try:
+                segment.free_records([self._pages.locate(place)[1] for place in places])
+            except OSError as error:
+                self._pages.spoil(places)
+                self._failed(error)
+            else:
+                self._pages.give(places)
+
+    def _drop(self, ns_key: bytes, chain: Chain | None) -> int:
+        if self._root.files.read_only:
+            raise OSError(errno.EROFS, "the root is read-only")
+        self._land_all()
+        self._survey.refresh()
+        places = self._pages.drop(ns_key, chain)
+        by_segment = self._by_segment(places)
+        for segment, mine in by_segment.items():
+            segment.free_records([self._pages.locate(place)[1] for place in mine])
+        for segment in by_segment:
+            segment.sync()
+        if any(not segment.owned for segment in by_segment):
+            self._survey.announce_drop()
+        self._free_vacated()
+        self._counters.dropped_pages += len(places)
+        return len(places)
+
+    def _by_segment(self, places: Iterable[int]) -> dict[Segment, list[int]]:
+        batches: dict[Segment, list[int]] = {}
+        for place in places:
+            batches.setdefault(self._pages.locate(place)[0], []).append(place)
+        return batches
+
+    def _sync(self) -> bool:
+        """Makes what was written durable; False if the drive refuses."""
+        self._next_sync = time.monotonic() + self._durability_s
+        synced = True
+        for segment in self._pages.segments():
+            if segment.dirty:
+                try:
+                    segment.sync()
+                except OSError as error:
+                    self._failed(error)
+                    synced = False
+        return synced
+
+    def _failed(self, error: OSError) -> None:
+        """Leaves the drive alone for a while; reading goes on."""
+        if error.errno == errno.ENOSPC:
+            self._counters.no_space += 1
+        else:
+            self._counters.io_errors += 1
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)

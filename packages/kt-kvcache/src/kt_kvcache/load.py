@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings the pages that a lease found on disk into memory, in the background. It waits for nothing.
+
+Batches are read in any order into reserved slots; pages are published in the order of the chain up
+to the first one that failed. What is read but not wanted any more gives its slot back when the
+read has ended.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from threading import RLock, Timer
+
+from kt_kvcache.completion import Completion
+from kt_kvcache.disk.pages import DiskHolding
+from kt_kvcache.disk.tier import DiskTier
+from kt_kvcache.errors import StaleHandle
+from kt_kvcache.page import CachedPage, PageState
+from kt_kvcache.page_mover import Statuses
+from kt_kvcache.ram_tier import RamTier, Transfer
+
+# Bytes asked for together. The pages of a batch count once all of it is there: at the deadline at
+# most the batches in flight are lost.
+_BATCH_BYTES = 8 << 20
+_BATCHES_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What became of a load.
+
+    Attributes:
+        ok_tokens: tokens that the lease holds in addition now; at most ``num_loadable_tokens``.
+        num_bytes: bytes of these pages.
+        reason: why they are not all: "memory" (no more slots), "failed" (a page was not readable
+            or not what it should be), "deadline", "cancelled", "dropped"; None if they are.
+    """
+
+    ok_tokens: int
+    num_bytes: int
+    reason: str | None
+
+
+class Load(Completion[LoadResult]):
+    """A running load. Awaitable; ``cancel`` ends it with what is there by then."""
+
+    def __init__(
+        self,
+        ram: RamTier,
+        disk: DiskTier,
+        root: CachedPage,
+        page_tokens: int,
+        found: DiskHolding,
+        grow: Callable[[Transfer], None],
+        deadline: float | None,
+    ) -> None:
+        """Takes over `found` and starts; callers use ``Lease.load``.
+
+        Args:
+            ram, disk: where to, where from.
+            root: of their namespace, in memory.
+            page_tokens: tokens per page.
+            found: the pages, pinned on disk.
+            grow: has the lease hold what was published.
+            deadline: seconds until the result must be there, or None.
+        """
+        super().__init__()
+        self.set_running_or_notify_cancel()  # a cancelled load has a result
+        self._ram, self._disk, self._root = ram, disk, root
+        self._page_tokens = page_tokens
+        self._found = found
+        self._grow = grow
+        self._lock = RLock()  # a read may be done before it is asked for, and calls back at once
+        self._holding, self._page_ids = ram.reserve_some(len(found.pages))
+        self._step = max(1, _BATCH_BYTES // disk.slot_bytes)
+        self._next_batch = 0  # pages asked for so far
+        self._inflight = 0
+        self._advancing = False
+        self._read: dict[int, Statuses] = {}  # by first page, waiting for those before
+        self._num_ok = 0
+        self._stopped: str | None = None
+        self._ended = False
+        self._timer: Timer | None = None
+        if deadline is not None:
+            self._timer = Timer(deadline, self._expire)
+            self._timer.daemon = True
+            self._timer.start()
+        self._advance()
+
+    def cancel(self) -> bool:
+        """Ends the load with the pages that are there; False if it had ended."""
+        return self._end("cancelled")
+
+    def _advance(self) -> None:
+        """Asks for more, or ends; gives everything back once nothing is in flight."""
+        with self._lock:
+            if self._advancing:  # called back by a read that was done at once
+                return
+            self._advancing = True
+            num_pages = len(self._page_ids)
+            while (
+                not self._stopped
+                and self._inflight < _BATCHES_IN_FLIGHT
+                and self._next_batch < num_pages
+            ):
+                first = self._next_batch
+                self._next_batch = last = min(first + self._step, num_pages)
+                self._inflight += 1
+                future = self._disk.read(self._found.pages[first:last], self._page_ids[first:last])
+                future.add_done_callback(partial(self._arrived, first))
+            self._advancing = False
+            finished = self._num_ok == num_pages or self._stopped is not None
+        if finished:
+            missing = "memory" if num_pages < len(self._found.pages) else None
+            self._end(self._stopped or missing)
+        self._give_back()
+
+    def _arrived(self, first: int, done: "Future[Statuses]") -> None:
+        with self._lock:
+            self._inflight -= 1
+            self._read[first] = done.result()
+            while not self._stopped and self._num_ok in self._read:
+                start = self._num_ok
+                statuses = self._read.pop(start).tolist()
+                good = next((i for i, status in enumerate(statuses) if status), len(statuses))
+                published = self._publish(self._found.pages[start : start + good], start)
+                self._num_ok += published
+                if published < good:
+                    self._stopped = "dropped"
+                elif good < len(statuses):
+                    self._stopped = "failed"
+        self._advance()
+
+    def _publish(self, pages: list[CachedPage], start: int) -> int:
+        """Publishes pages that verified; returns how many of them are in the index."""
+        # What was dropped meanwhile must not come back.
+        if not self._root.attached or not all(page.attached for page in pages):
+            return 0
+        ids = self._page_ids[start : start + len(pages)]
+        try:
+            states = self._ram.publish(self._holding, _Links(pages), 0, ids)
+        except StaleHandle:  # the store was closed
+            return 0
+        linked = [state is not PageState.UNLINKED for state in states]
+        return linked.index(False) if False in linked else len(linked)
+
+    def _expire(self) -> None:
+        if self._end("deadline"):
+            self._disk.missed_deadline()
+
+    def _end(self, reason: str | None) -> bool:
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended = True
+            self._stopped = self._stopped or reason or "done"
+            num_ok = self._num_ok
+            if num_ok:
+                self._grow(self._holding)
+        if self._timer is not None:
+            self._timer.cancel()
+        num_bytes = num_ok * self._disk.slot_bytes
+        self.set_result(LoadResult(num_ok * self._page_tokens, num_bytes, reason))
+        self._give_back()
+        return True
+
+    def _give_back(self) -> None:
+        with self._lock:
+            found = self._found
+            if not self._ended or self._inflight or not found.pages:
+                return
+            self._found = DiskHolding([], found.pin)
+        self._ram.release(self._holding)
+        self._disk.release(found)
+
+
+class _Links:
+    """Consecutive pages as ``PageIndex.publish`` takes them: named as they are on disk."""
+
+    def __init__(self, pages: list[CachedPage]) -> None:
+        self._pages = pages
+
+    def page_hash(self, page: int) -> bytes:
+        return self._pages[page].hash
+
+    def parent_hash(self, page: int) -> bytes:
+        parent = self._pages[page].parent
+        assert parent is not None  # roots are not loaded
+        return parent.hash
+
+    def page_body(self, page: int) -> bytes:
+        return self._pages[page].body

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store with a root, through its public calls: what survives, what loads, what a load may do."""
+
+import asyncio
+import gc
+import os
+import threading
+import time
+import warnings
+
+import pytest
+
+from kt_kvcache import Completion, Extra, LoadResult, StaleHandle
+
+from .known_pages import SLOT_BYTES, assert_right, content, fill, loaded, space_of
+
+TOKENS = list(range(80))  # 20 pages
+
+
+def test_pages_survive_a_restart(open_store):
+    with open_store() as store:
+        chain = fill(space_of(store), TOKENS)
+        assert store.flush().result(30)
+        assert store.stats().disk.counters.written_pages == 20
+    store = open_store()
+    space = space_of(store)
+    assert space.probe(space.chain(TOKENS)).num_tokens == 80
+    with space.acquire(space.chain(TOKENS)) as lease:
+        assert (lease.num_tokens, lease.num_loadable_tokens) == (0, 80)
+        assert lease.load().result(30) == LoadResult(80, 20 * SLOT_BYTES, None)
+        assert (lease.num_tokens, lease.num_loadable_tokens) == (80, 0)
+        assert_right(lease, chain)
+        assert store.stats().open_writers == 0
+    store.check_integrity()
+    assert loaded(space, chain) == 80  # from memory now
+    assert store.stats().disk.counters.loaded_pages == 20
+
+
+def test_what_is_in_memory_is_followed_by_what_is_on_disk(open_store):
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+    space = space_of(open_store())
+    chain = space.chain(TOKENS)
+    loaded(space, space.chain(TOKENS[:20]))
+    with space.acquire(chain, max_tokens=79) as lease:
+        assert (lease.num_tokens, lease.num_loadable_tokens) == (20, 56)
+        first_ids = lease.page_ids
+        assert lease.load().result(30).ok_tokens == 56
+        assert lease.page_ids[:5] == first_ids
+        assert_right(lease, chain)
+
+
+def test_only_the_same_tenant_and_identity_hit_after_a_restart(open_store):
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+        fill(space_of(store, None), TOKENS[:40])
+    store = open_store()
+    for tenant, num_tokens in (("alice", 80), ("bob", 0), (None, 40), ("", 0)):
+        space = space_of(store, tenant)
+        assert loaded(space, space.chain(TOKENS)) == num_tokens
+
+
+def test_extras_are_part_of_what_is_compared(open_store):
+    cat, dog = [Extra(1, 7, b"cat" * 8)], [Extra(1, 7, b"dog" * 8)]
+    with open_store() as store:
+        space = space_of(store)
+        chain = space.chain(TOKENS[:8], cat)
+        with space.reserve(chain, 0, 2) as writer:
+            for i in range(2):
+                for layer in range(2):
+                    writer.view().page(layer, i)[:] = content(chain.page_hash(i), layer)
+            writer.commit(2, after=None)
+    space = space_of(open_store())
+    assert loaded(space, space.chain(TOKENS[:8], cat)) == 8
+    assert loaded(space, space.chain(TOKENS[:8], dog)) == 0
+
+
+def test_extras_too_long_for_a_record_stay_in_memory(open_store):
+    store = open_store()
+    space = space_of(store)
+    chain = space.chain(TOKENS[:8], [Extra(5, 7, b"x" * 600)])
+    with space.reserve(chain, 0, 2) as writer:
+        writer.commit(2, after=None)
+    assert not store.flush().result(30)
+    counters = store.stats().disk.counters
+    assert (counters.written_pages, counters.oversized_pages) == (1, 1)
+
+
+def test_a_page_is_written_once(open_store):
+    store = open_store(num_pages=24)
+    space = space_of(store)
+    for _ in range(3):
+        chain = fill(space, TOKENS)
+        store.flush().result(30)
+        fill(space, [99] * 96)  # evicts it from memory
+        store.flush().result(30)
+        assert loaded(space, chain) == 80
+    assert store.stats().disk.counters.written_pages == 20 + 24
+
+
+def busy(store) -> threading.Event:
+    """Keeps the thread that writes from writing until the event is set."""
+    go = threading.Event()
+    store._disk._worker._call(lambda: go.wait(30), Completion(), None)
+    return go
+
+
+def test_pages_that_memory_needed_first_are_made_up_for_by_the_next_commit(open_store):
+    store = open_store(num_pages=8)
+    space = space_of(store)
+    go = busy(store)
+    fill(space, TOKENS[:12])
+    fill(space, [9] * 32)  # takes all of memory
+    go.set()
+    assert not store.flush().result(30)
+    assert store.stats().disk.counters.dropped_writes == 3
+    fill(space, TOKENS[:16])
+    assert store.flush().result(30)
+    assert store.stats().disk.counters.written_pages == 8 + 4
+    store.close()
+    space = space_of(open_store())
+    assert loaded(space, space.chain(TOKENS[:16])) == 16
+
+
+def test_a_load_takes_what_memory_has_left(open_store):
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+    store = open_store(num_pages=12)
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    with space.reserve(space.chain([]), 0, 5), space.acquire(chain) as lease:
+        assert lease.load().result(30) == LoadResult(28, 7 * SLOT_BYTES, "memory")
+        assert_right(lease, chain)
+        with space.acquire(chain) as second:
+            assert second.num_loadable_tokens == 80 - 28
+            assert second.load().result(30) == LoadResult(0, 0, "memory")
+    store.check_integrity()
+    assert store.stats().open_leases == 0
+
+
+def test_a_load_without_a_hit_is_done(open_store):
+    space = space_of(open_store())
+    with space.acquire(space.chain(TOKENS)) as lease:
+        load = lease.load()
+        assert load.done()
+        assert load.result() == LoadResult(0, 0, None)
+        assert lease.load() is load
+
+
+def test_a_load_can_be_awaited_and_called_back(open_store):
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+    space = space_of(open_store())
+
+    async def run() -> LoadResult:
+        with space.acquire(space.chain(TOKENS)) as lease:
+            return await lease.load(deadline=30)
+
+    assert asyncio.run(run()).ok_tokens == 80
+    seen = []
+    with space.acquire(space.chain([5] * 8)) as lease:
+        lease.load().add_done_callback(lambda load: seen.append(load.result().ok_tokens))
+    assert seen == [0]
+
+
+class SlowReads:
+    """Holds reads back until told."""
+
+    def __init__(self, store):
+        self.go = threading.Event()
+        mover = store._disk._mover
+        preadv = mover._preadv
+
+        def slow(*args):
+            self.go.wait(30)
+            return preadv(*args)
+
+        mover._preadv = slow
+
+
+def slow_store(open_store, monkeypatch):
+    monkeypatch.setattr("kt_kvcache.load._BATCH_BYTES", 4 * SLOT_BYTES)
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+    store = open_store()
+    return store, SlowReads(store)
+
+
+def test_a_deadline_is_kept_whatever_the_drive_does(open_store, monkeypatch):
+    store, reads = slow_store(open_store, monkeypatch)
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    with space.acquire(chain) as lease:
+        start = time.monotonic()
+        result = lease.load(deadline=0.1).result(10)
+        assert result == LoadResult(0, 0, "deadline")
+        assert time.monotonic() - start < 2
+        assert lease.num_tokens == 0
+        assert store.stats().reserved_pages == 20  # the reads still use them
+    reads.go.set()
+    wait_until(lambda: store.stats().reserved_pages == 0)
+    store.check_integrity()
+    assert store.stats().disk.counters.missed_deadlines == 1
+    assert loaded(space, chain) == 80
+
+
+def test_cancelling_and_releasing_detach_a_load(open_store, monkeypatch):
+    store, reads = slow_store(open_store, monkeypatch)
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    cancelled = space.acquire(chain)
+    load = cancelled.load()
+    assert load.cancel()
+    assert load.result(0) == LoadResult(0, 0, "cancelled")
+    assert not load.cancel()
+    released = space.acquire(chain)
+    released.load()
+    for lease in (cancelled, released):
+        lease.release()
+    reads.go.set()
+    wait_until(lambda: store.stats().reserved_pages == 0)
+    store.check_integrity()
+    assert store.stats().open_leases == 0
+    assert loaded(space, chain) == 80
+
+
+def test_a_leaked_lease_gives_its_pages_on_disk_back(open_store):
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+    store = open_store()
+    space = space_of(store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        space.acquire(space.chain(TOKENS))
+        gc.collect()
+    space.acquire(space.chain([1])).release()
+    assert store.stats().open_leases == 0
+    assert store.stats().disk.evictable_pages == 20
+
+
+def test_drop_is_for_good(open_store):
+    with open_store() as store:
+        space = space_of(store)
+        fill(space, TOKENS)
+        fill(space, [*TOKENS[:40], *[7] * 8])
+        other = space_of(store, "bob")
+        fill(other, TOKENS[:8])
+        store.flush().result(30)
+        assert space.drop(space.chain(TOKENS[:44])) == 10
+        assert loaded(space, space.chain(TOKENS)) == 40
+    with open_store() as store:
+        space = space_of(store)
+        assert loaded(space, space.chain(TOKENS)) == 40
+        assert loaded(space, space.chain([*TOKENS[:40], *[7] * 8])) == 48
+        assert space.drop() == 12
+        with pytest.raises(StaleHandle):
+            space.acquire(space.chain(TOKENS))
+        space = space_of(store)
+        assert loaded(space, space.chain(TOKENS)) == 0
+    store = open_store()
+    for tenant, num_tokens in (("alice", 0), ("bob", 8)):
+        space = space_of(store, tenant)
+        assert loaded(space, space.chain(TOKENS)) == num_tokens
+
+
+def test_a_dropped_page_does_not_come_back_by_a_running_load(open_store, monkeypatch):
+    store, reads = slow_store(open_store, monkeypatch)
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    with space.acquire(chain) as lease:
+        load = lease.load()
+        assert space.drop(space.chain(TOKENS[:4])) == 20
+        reads.go.set()
+        assert load.result(30) == LoadResult(0, 0, "dropped")
+    assert loaded(space, chain) == 0
+
+
+def test_the_least_used_leaves_give_way_within_the_budget(open_store, root):
+    store = open_store(num_pages=16, disk_pages=24)
+    space = space_of(store)
+    for i in range(10):
+        fill(space, [i] * 32)
+        store.flush().result(30)
+        used = sum(path.stat().st_size for path in root.glob("*.kv[ds]"))
+        assert used <= store.stats().disk.budget_bytes
+    stats = store.stats().disk
+    assert stats.num_pages + stats.free_slots <= 24
+    assert stats.counters.evicted_pages == 80 - stats.num_pages
+    store.close()
+    space = space_of(open_store(num_pages=16, disk_pages=24))
+    hits = [loaded(space, space.chain([i] * 32)) for i in range(10)]
+    assert hits[-2:] == [32, 32]
+    assert hits[:6] == [0] * 6
+
+
+def test_a_forked_child_finds_nothing(open_store):
+    store = open_store()
+    space = space_of(store)
+    chain = fill(space, TOKENS)
+    store.flush().result(30)
+    child = os.fork()
+    if not child:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = store._disk.find(space.ns_key, chain, 0, 20)
+            store.close()
+        os._exit(0 if found is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert loaded(space, chain) == 80
+
+
+def test_flush_of_a_busy_store_says_so_in_time(open_store):
+    store = open_store()
+    go = busy(store)
+    assert store.flush(timeout=0.05).result(10) is False
+    go.set()
+    assert store.flush(timeout=30).result(30) is True
+
+
+def wait_until(holds, timeout=30):
+    give_up = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
