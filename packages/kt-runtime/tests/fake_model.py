@@ -7,6 +7,7 @@ A wrong page, slot, position or length changes the hash, so engine tests see it;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kt_runtime.assembly import build_parts
+from kt_runtime.cache.page_pool import PagePool
 from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.checkpoint.model_files import ModelFiles
@@ -26,6 +28,8 @@ from kt_runtime.exec.backend import Backend
 from kt_runtime.exec.probe import Probe
 from kt_runtime.protocols import Batch, KVLayer, ModelShape
 from kt_runtime.scheduler import StepTimes
+
+from .slow_storage import SlowStorage
 
 VOCAB_SIZE = 89
 EOS = 7
@@ -128,6 +132,7 @@ class FakeCausalLM:
                 int(batch.block_table[s, p // page_size]) * page_size + p % page_size
                 for p in range(seq_len)
             ]
+            assert not keys[held].isnan().any()  # not one token that was not written
             history = keys[held].int().tolist()
             for row in range(bounds[s], min(bounds[s + 1], live)):
                 position = seq_len - (bounds[s + 1] - row)
@@ -143,9 +148,12 @@ def fake_engine(
     times: StepTimes | None = None,
     clock: Callable[[], float] | None = None,
     probe: Probe | None = None,
+    storage: SlowStorage | None = None,
     **settings: Any,
 ) -> Engine:
     """An engine over the fake model; float32 pages, 64 of 4 tokens unless said otherwise.
+
+    With a storage below its prefix store, requests load what is there and not in memory.
 
     Its clock is the model's own, which stands still unless the model says how long a batch takes.
     """
@@ -171,6 +179,12 @@ def fake_engine(
         eos_token_ids=(EOS,),
         fingerprint=Fingerprint(ModelFiles.open(directory)),
     )
+    if storage is not None:
+        pool = parts.pool
+        spaces = storage.below(pool._space_of)
+        reuse = config.enable_prefix_cache
+        pool = PagePool(spaces, config.page_size, pool._out_of_pages, reuse=reuse)
+        parts = replace(parts, pool=pool)
     return Engine(parts, config, times=times, probe=probe, clock=clock or (lambda: model.now))
 
 

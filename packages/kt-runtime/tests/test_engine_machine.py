@@ -2,7 +2,8 @@
 """Random arrivals, aborts and steps against what the scheduler promises, step by step.
 
 The model's logits are a hash of the history in its pages, so a wrong page, a lost token or a page
-shared too early changes what a request says. Time is a law of the step's work.
+shared too early changes what a request says. Time is a law of the step's work. Stored pages come
+back as late and as incompletely as it happens.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kt_runtime.core import Request, TokenEvent
 from kt_runtime.scheduler import Sequence, StepWork
 
-from .fake_model import fake_engine, greedy_continuation, greedy_request
+from .fake_model import drain, fake_engine, greedy_continuation, greedy_request
+from .slow_storage import SlowLoad, SlowStorage
 
 PAGE_SIZE = 4
+# What prompts have in common, and what was stored before the engine started.
+SHARED = [0, 1, 2, 0, 2, 1, 1, 0, 0, 2, 2, 1, 0, 1, 0, 2, 1, 1, 2, 2]
 
 
 class Law:
@@ -42,12 +46,20 @@ class EngineMachine(RuleBasedStateMachine):
         max_itl_ms=st.sampled_from([0.5, 8.0, 14.0, 1000.0]),
         schedule_policy=st.sampled_from(["fcfs", "fcfs", "priority"]),
         cpu_graph=st.booleans(),
-        enable_prefix_cache=st.booleans(),
+        enable_prefix_cache=st.sampled_from([True, True, True, False]),
+        stores=st.sampled_from([True, True, False]),
     )
-    def start(self, max_num_seqs: int, spare: int, **drawn: object) -> None:
+    def start(self, max_num_seqs: int, spare: int, stores: bool, **drawn: object) -> None:
         self.law = Law()
+        self.storage = SlowStorage() if stores else None
+        self.num_loads = 0
+        if self.storage is not None:
+            with fake_engine(storage=self.storage) as before:
+                before.add(greedy_request("before", SHARED, 1))
+                drain(before)
         self.engine = fake_engine(
             times=self.law,
+            storage=self.storage,
             max_num_seqs=max_num_seqs,
             max_batch_tokens=max_num_seqs - 1 + PAGE_SIZE + spare,
             **drawn,
@@ -61,19 +73,25 @@ class EngineMachine(RuleBasedStateMachine):
     def running(self) -> list[Sequence]:
         return list(self.engine._scheduler.running)
 
-    # Few ids, so that prompts share prefixes.
+    @property
+    def loads(self) -> list[SlowLoad]:
+        return self.storage.loads if self.storage is not None else []
+
     @rule(
-        prompt=st.lists(st.integers(0, 2), min_size=1, max_size=23),
+        num_shared=st.integers(0, len(SHARED)),
+        own=st.lists(st.integers(0, 2), min_size=1, max_size=3),
         max_tokens=st.integers(1, 9),
         priority=st.integers(-2, 2),
         kind=st.sampled_from(["text", "text", "text", "logits"]),
     )
-    def add(self, prompt: list[int], max_tokens: int, priority: int, kind: str) -> None:
+    def add(
+        self, num_shared: int, own: list[int], max_tokens: int, priority: int, kind: str
+    ) -> None:
         request_id = f"{len(self.requests)}"
         fcfs = self.engine.config.schedule_policy == "fcfs"
         request = greedy_request(
             request_id,
-            prompt,
+            SHARED[:num_shared] + own,
             max_tokens,
             priority=0 if fcfs else priority,
             return_logits=kind == "logits",
@@ -90,6 +108,20 @@ class EngineMachine(RuleBasedStateMachine):
         if not self.ended(request_id):
             self.aborted.add(request_id)
 
+    @precondition(lambda self: self.loads)
+    @rule(pick=st.integers(0, 10**6), share=st.sampled_from([0.0, 0.5, 0.7, 1.0, 1.0]))
+    def end_load(self, pick: int, share: float) -> None:
+        load = self.loads[pick % len(self.loads)]
+        load.end(int(share * len(load.lease.hashes)))
+        self.num_loads += 1
+
+    @precondition(lambda self: self.storage is not None)
+    @rule()
+    def forget(self) -> None:
+        """What was shared leaves memory, and stays in storage."""
+        space = self.engine._parts.pool._space_of(None).space
+        space.drop(space.chain(SHARED[:PAGE_SIZE]))
+
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
         for _ in range(times):
@@ -99,6 +131,7 @@ class EngineMachine(RuleBasedStateMachine):
         before = self.running
         aborting = set(self.aborted)
         decoding = [s for s in before if s.is_decoding]
+        loading = [s for s in before if s.is_loading]
         computed = {s: s.num_computed_tokens for s in before}
         preempted = {s: s.num_preemptions for s in before}
         num_steps = len(self.law.works)
@@ -128,14 +161,18 @@ class EngineMachine(RuleBasedStateMachine):
                 # All that are served after it went before it.
                 after = [s for s in before if s.order > sequence.order]
                 others = [s for s in after if s.request.request_id not in aborting]
-                assert all(s.num_preemptions > preempted[s] for s in others)
+                assert all(s.num_preemptions > preempted[s] for s in others if s not in loading)
 
         if len(self.law.works) > num_steps:
             self.check_budget(self.law.works[-1])
 
-        # The first prompt that runs moves on in every step.
+        # Who waits for a load computes nothing, and is all that a step without work leaves.
+        if self.running and len(self.law.works) == num_steps:
+            assert any(s.is_loading for s in self.running)
+
+        # The first prompt that runs and is not loading moves on in every step.
         alive = {s: s.num_computed_tokens for s in self.running}
-        prefilling = [s for s in before if s in alive and not s.is_decoding]
+        prefilling = [s for s in before if s in alive and not (s.is_decoding or s.is_loading)]
         if prefilling:
             first = prefilling[0]
             assert alive[first] > computed[first] or first.num_preemptions > preempted[first]
@@ -158,7 +195,8 @@ class EngineMachine(RuleBasedStateMachine):
             return
         stats = self.engine.stats()
         assert stats.pages_free + stats.pages_cached + stats.pages_used == stats.num_pages
-        assert (stats.pages_used == 0) == (not self.running)
+        detached = any(load.detached for load in self.loads)
+        assert (stats.pages_used == 0) == (not self.running and not detached)
         assert len(self.running) <= self.engine.config.max_num_seqs
         for sequence in self.running:
             pages = sequence.page_table.page_ids
@@ -184,7 +222,9 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         steps = 0
-        while self.engine.has_work:
+        while self.engine.has_work or self.loads:
+            for load in list(self.loads)[:1]:
+                load.end(len(load.lease.hashes))
             self.one_step()
             steps += 1
             assert steps < 2000
@@ -199,7 +239,7 @@ class EngineMachine(RuleBasedStateMachine):
                 room = self.engine.max_model_len - len(request.prompt_token_ids)
                 expected = min(request.sampling.max_tokens, room)
                 assert events[-1].num_generated_tokens == expected
-        if self.engine.config.schedule_policy == "fcfs":
+        if self.engine.config.schedule_policy == "fcfs" and not self.num_loads:
             assert self.first_tokens == sorted(self.first_tokens)
         stats = self.engine.stats()
         assert stats.pages_used == 0
@@ -208,7 +248,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = settings(
-    max_examples=60,
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

@@ -371,3 +371,60 @@ def test_finish_reason(sampling, newest, reason):
     seq = Sequence(Request("r", (1, 2), sampling), arrival=0, seed=0, max_model_len=100)
     seq.token_ids.append(newest)
     assert seq.finish_reason({7}) == reason
+
+
+def loading(pages: CountedPages, *sequences: Sequence) -> tuple[Scheduler, Step]:
+    sched = scheduler(pages)
+    for each in sequences:
+        sched.add(each)
+    return sched, sched.schedule()
+
+
+def test_a_sequence_that_loads_starts_when_it_has_something_to_compute():
+    first, second = sequence(0, 11), sequence(1, 3)
+    sched, step = loading(CountedPages(100, loads=True), first, second)
+    assert (shares(step), step.started, sched.num_loading) == ([], [], 2)
+    second.page_table.end_load(cached=0)
+    step = sched.schedule()
+    assert (shares(step), step.started, sched.num_loading) == ([("r1", 3)], [second], 1)
+    compute(step, sched)
+    first.page_table.end_load(cached=8)
+    step = sched.schedule()
+    assert (shares(step), step.started) == ([("r1", 1), ("r0", 3)], [first])
+    assert first.num_cached_tokens == 8
+
+
+def test_a_load_that_leaves_too_few_pages_sends_its_sequence_back_in_line():
+    pages = CountedPages(100, loads=True)
+    first, second = sequence(0, 11), sequence(1, 3)
+    sched, _ = loading(pages, first, second)
+    first.page_table.end_load(cached=4, fits=False)
+    pages.loads, pages.cached_tokens = False, 4
+    step = sched.schedule()
+    assert shares(step) == [("r0", 7)]  # again, and before the other
+    assert (first.num_preemptions, first.num_cached_tokens) == (0, 4)
+    assert len(pages.asked) == 3
+
+
+def test_what_goes_wrong_with_a_load_is_that_sequences_failure():
+    pages = CountedPages(100, loads=True)
+    first, second = sequence(0, 11), sequence(1, 3)
+    sched, _ = loading(pages, first, second)
+    error = MemoryError()
+    first.page_table.end_load(cached=4, fits=error)
+    second.page_table.end_load(cached=0)
+    step = sched.schedule()
+    assert step.failed == [(first, error)]
+    assert shares(step) == [("r1", 3)]
+    sched.remove(second)
+    assert len(pages.free) == 100
+
+
+def test_a_refused_head_is_asked_again_when_a_load_has_ended():
+    pages = CountedPages(3)
+    sched, _ = loading(pages, sequence(0, 8, max_tokens=5), sequence(1, 8, max_tokens=5))
+    sched.schedule()
+    assert len(pages.asked) == 2
+    pages.num_loads_ended += 1
+    sched.schedule()
+    assert len(pages.asked) == 3

@@ -120,6 +120,10 @@ class Engine:
         self._arrivals: list[Sequence] = []
         self._aborts: dict[str, FinishReason] = {}
         self._closed: str | None = None
+        # The last step could only wait for loads, and what came in since.
+        self._only_loading = False
+        self._news = False
+        parts.pool.notify(self._wake)
         self._loop: EngineLoop | None = None
 
     @classmethod
@@ -175,7 +179,7 @@ class Engine:
             )
             self._live[request.request_id] = sequence
             self._arrivals.append(sequence)
-            self._inbox.notify_all()
+            self._wake()
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request with the next step, which frees its pages. Thread-safe, idempotent.
@@ -189,7 +193,7 @@ class Engine:
         with self._inbox:
             if request_id in self._live:
                 self._aborts.setdefault(request_id, reason)
-                self._inbox.notify_all()
+                self._wake()
 
     @property
     def has_work(self) -> bool:
@@ -198,8 +202,9 @@ class Engine:
             return bool(self._live)
 
     def wait_for_work(self) -> None:
-        """Block until a request is in flight or the engine is closed. A request that arrives while
-        the probe goes on waits for one of its steps at most."""
+        """Block until a request is in flight or the engine is closed; while all that are wait for
+        stored KV, or for pages that the store is reading or writing, a little longer. A request
+        that arrives while the probe goes on waits for one of its steps at most."""
 
         def is_wanted() -> bool:
             return bool(self._live) or self._closed is not None
@@ -207,10 +212,12 @@ class Engine:
         while self._probe is not None and not self._probe.is_done:
             with self._inbox:
                 if self._inbox.wait_for(is_wanted, _PROBE_AFTER_S):
-                    return
+                    break
             self._probe.step()
         with self._inbox:
             self._inbox.wait_for(is_wanted)
+            if self._idle and self._closed is None:
+                self._inbox.wait_for(lambda: self._news, _IDLE_S)
 
     def step(self) -> list[TokenEvent]:
         """Schedule and compute one step. Returns the news in step order; empty without work.
@@ -229,6 +236,7 @@ class Engine:
             forward_before, self._last_end = self._parts.runner.seconds, None
             events = self._take_inbox()
             step = self._scheduler.schedule()
+            self._only_loading = not step.shares and self._scheduler.num_loading > 0
             self._counters.scheduled(step)
             for sequence, error in step.failed:
                 events.append(self._booking.fail(sequence, error))
@@ -301,7 +309,7 @@ class Engine:
             self._closed = self._closed or reason
             for request_id in self._live:
                 self._aborts.setdefault(request_id, "abort")
-            self._inbox.notify_all()
+            self._wake()
             loop = self._loop
         if loop is not None:
             loop.join()
@@ -338,9 +346,15 @@ class Engine:
             takes_priority=self.config.schedule_policy == "priority",
         )
 
+    def _wake(self) -> None:
+        with self._inbox:
+            self._news = True
+            self._inbox.notify_all()
+
     def _take_inbox(self) -> list[TokenEvent]:
         """Move arrivals to the scheduler, end what was aborted. Returns the abort events."""
         with self._inbox:
+            self._news = False  # before the scheduler looks: what ends later is news again
             arrivals, self._arrivals = self._arrivals, []
             for sequence in arrivals:
                 self._scheduler.add(sequence)

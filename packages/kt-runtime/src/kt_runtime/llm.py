@@ -167,6 +167,7 @@ class LLM:
         self.engine.add(Request(request_id, ids, return_logits=True, chunk_size=chunk_size))
         try:
             while self.engine.has_work:
+                self.engine.wait_for_work()
                 for event in self.engine.step():
                     if event.finish_reason in ("error", "abort"):
                         raise RuntimeError(f"[llm.logits] the model failed: {event.error}")
@@ -210,6 +211,7 @@ class LLM:
             while unsent or self.engine.has_work:
                 while unsent and self._sent(unsent[0].request):
                     unsent.popleft()
+                self.engine.wait_for_work()
                 for event in self.engine.step():
                     answer = running[event.request_id]
                     answer.take(event)
@@ -231,6 +233,7 @@ class LLM:
         for request_id in request_ids:
             self.engine.abort(request_id)
         while self.engine.has_work:
+            self.engine.wait_for_work()
             self.engine.step()
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:

@@ -234,7 +234,25 @@ class PageTable(Protocol):
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens whose KV already lies in the first pages; a multiple of the page size."""
+        """Tokens whose KV already lies in the first pages; 0 while loading."""
+        ...
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether stored KV is on its way into the pages: until `settle` nothing may be computed,
+        committed or grown."""
+        ...
+
+    @property
+    def has_loaded(self) -> bool:
+        """Whether there is nothing more to wait for: it is time to `settle`."""
+        ...
+
+    def settle(self) -> bool:
+        """Take what the load brought, and pages for what it did not.
+
+        False if too few are free: then all that is left is `release`.
+        """
         ...
 
     def commit(self, token_ids: Sequence[int], num_computed_tokens: int) -> None:
@@ -248,7 +266,10 @@ class PageTable(Protocol):
         ...
 
     def release(self) -> None:
-        """Give the pages back; published ones stay reusable until they are evicted. Idempotent."""
+        """Give the pages back; published ones stay reusable until they are evicted. Idempotent.
+
+        Those that a load is still writing come back when it has ended.
+        """
         ...
 
 
@@ -265,6 +286,11 @@ class PageAllocator(Protocol):
         """
         ...
 
+    @property
+    def num_loads_ended(self) -> int:
+        """How many loads have ended: with each, pages may have come free."""
+        ...
+
 
 class PrefixChain(Protocol):
     """Page keys of one token sequence, hashed incrementally."""
@@ -274,13 +300,37 @@ class PrefixChain(Protocol):
         ...
 
 
+class PrefixLoad(Protocol):
+    """Pages on their way from slower storage into memory."""
+
+    def done(self) -> bool: ...
+    def add_done_callback(self, callback: Callable[[Any], object]) -> object:
+        """Called once, from any thread; at once if the load has ended already."""
+        ...
+
+
 class PrefixLease(Protocol):
     """The longest stored prefix of a chain, pinned until release."""
 
     @property
-    def page_ids(self) -> Sequence[int]: ...
+    def page_ids(self) -> Sequence[int]:
+        """Pages in memory whose KV is right; more after a load, as far as it went well."""
+        ...
+
     @property
-    def num_tokens(self) -> int: ...
+    def num_loadable_tokens(self) -> int:
+        """Tokens that follow those pages and are stored elsewhere."""
+        ...
+
+    def load(self) -> PrefixLoad:
+        """Bring them into memory, in the background; at most once."""
+        ...
+
+    @property
+    def tail(self) -> object | None:
+        """A page of another sequence that begins as this chain goes on; None if there is none."""
+        ...
+
     def release(self) -> None: ...
 
 
@@ -296,6 +346,11 @@ class PrefixReservation(Protocol):
         """
         ...
 
+    def copy_tail(self, lease: Any) -> int:
+        """Fill the first page with the lease's tail, which follows its last page; returns the
+        tokens whose KV is then there."""
+        ...
+
     def release(self) -> None: ...
 
 
@@ -303,7 +358,9 @@ class PrefixSpace(Protocol):
     """One namespace of the store: pages of one model, format and tenant."""
 
     def chain(self, tokens: Sequence[int]) -> PrefixChain: ...
-    def acquire(self, chain: Any, max_tokens: int | None = None) -> PrefixLease: ...
+    def acquire(
+        self, chain: Any, max_tokens: int | None = None, *, tail: bool = False
+    ) -> PrefixLease: ...
     def reserve(self, chain: Any, first_page: int, n: int) -> PrefixReservation:
         """n fresh pages for pages first_page, first_page + 1, … of the chain.
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives sequences their page ids out of the prefix store. Ids only: the tensors are in
-kv_tensors.py.
+"""Gives sequences their pages out of the prefix store. What one sequence does with them is
+sequence_pages.py; the tensors are in kv_tensors.py.
 
 With device="cpu" the pool is the store's host tier: a page id is the store's slot and a row of the
 KV tensors, so reuse copies nothing.
@@ -8,16 +8,10 @@ KV tensors, so reuse copies nothing.
 
 from __future__ import annotations
 
-from array import array
-from collections import deque
 from collections.abc import Callable, Sequence
 
-from kt_runtime.protocols import (
-    PrefixChain,
-    PrefixLease,
-    PrefixReservation,
-    PrefixSpace,
-)
+from kt_runtime.cache.sequence_pages import SequencePages
+from kt_runtime.protocols import PrefixSpace
 
 
 class PagePool:
@@ -42,6 +36,18 @@ class PagePool:
         self._page_size = page_size
         self._out_of_pages = out_of_pages
         self._reuse = reuse
+        self._num_loads_ended = 0
+        self._on_load_ended: Callable[[], object] | None = None
+
+    @property
+    def num_loads_ended(self) -> int:
+        """How many loads have ended: with each, pages may have come free."""
+        return self._num_loads_ended
+
+    def notify(self, on_load_ended: Callable[[], object]) -> None:
+        """Have `on_load_ended` called, from any thread, whenever a load has ended: its sequence can
+        go on, or pages may have come free."""
+        self._on_load_ended = on_load_ended
 
     def allocate(
         self, token_ids: Sequence[int], num_tokens: int, tenant: str | None, reuse: bool
@@ -53,7 +59,7 @@ class PagePool:
         publishes = reuse and self._reuse
         space = self._space_of(tenant)
         chain = space.chain(token_ids if publishes else ())
-        lease = space.acquire(chain, max_tokens=len(token_ids) - 1)
+        lease = space.acquire(chain, max_tokens=len(token_ids) - 1, tail=True)
         pages = SequencePages(
             space,
             chain,
@@ -63,7 +69,7 @@ class PagePool:
             page_size=self._page_size,
         )
         try:
-            if pages.grow(num_tokens):
+            if pages.start(num_tokens, self._load_ended):
                 return pages
         except BaseException:
             pages.release()
@@ -71,93 +77,9 @@ class PagePool:
         pages.release()
         return None
 
-
-class SequencePages:
-    """One sequence's pages (a `PageTable`): a leased prefix, then reserved pages it fills itself.
-
-    Args:
-        space, chain, lease: the sequence's namespace, its tokens so far, its stored prefix.
-        out_of_pages: what the space raises when it cannot reserve.
-        num_chained_tokens: tokens in the chain; None for a sequence that publishes nothing.
-        page_size: tokens per page.
-    """
-
-    def __init__(
-        self,
-        space: PrefixSpace,
-        chain: PrefixChain,
-        lease: PrefixLease,
-        out_of_pages: type[Exception],
-        *,
-        num_chained_tokens: int | None,
-        page_size: int,
-    ) -> None:
-        self._space = space
-        self._chain = chain
-        self._lease = lease
-        self._out_of_pages = out_of_pages
-        self._num_chained_tokens = num_chained_tokens
-        self._page_size = page_size
-        # int32 array: the batch builder reads it without a Python object per page.
-        self._page_ids = array("i", lease.page_ids)
-        self._num_cached_tokens = len(self._page_ids) * page_size
-        self._num_committed_pages = len(self._page_ids)
-        self._reservations: list[PrefixReservation] = []
-        # Those that still have pages to commit, the oldest first, with the place each ends at.
-        self._uncommitted: deque[tuple[PrefixReservation, int]] = deque()
-        self._released = False
-
-    @property
-    def page_ids(self) -> Sequence[int]:
-        """Pages in sequence order."""
-        return self._page_ids
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Tokens that need no computing."""
-        return self._num_cached_tokens
-
-    def grow(self, num_tokens: int) -> bool:
-        """Reserve what is missing of the pages of `num_tokens` tokens; False if too few are
-        free."""
-        first_page = len(self._page_ids)
-        num_missing = -(-num_tokens // self._page_size) - first_page
-        if num_missing <= 0:
-            return True
-        try:
-            reservation = self._space.reserve(self._chain, first_page, num_missing)
-        except self._out_of_pages:
-            return False
-        self._reservations.append(reservation)
-        self._page_ids.extend(reservation.page_ids)
-        self._uncommitted.append((reservation, len(self._page_ids)))
-        return True
-
-    def commit(self, token_ids: Sequence[int], num_computed_tokens: int) -> None:
-        """Publish the pages that are now full, while the sequence still runs.
-
-        Others can then start from them, and a follow-up turn finds the answer as well as the
-        prompt.
-        """
-        num_full_pages = num_computed_tokens // self._page_size
-        if self._num_chained_tokens is None or num_full_pages <= self._num_committed_pages:
-            return
-        if num_computed_tokens > self._num_chained_tokens:
-            self._chain.extend(token_ids[self._num_chained_tokens : num_computed_tokens])
-            self._num_chained_tokens = num_computed_tokens
-        while self._num_committed_pages < num_full_pages:
-            reservation, end = self._uncommitted[0]
-            upto = min(end, num_full_pages)
-            # Nothing to wait for: the step that wrote the pages has returned.
-            reservation.commit(upto - self._num_committed_pages, after=None)
-            self._num_committed_pages = upto
-            if upto == end:
-                self._uncommitted.popleft()
-
-    def release(self) -> None:
-        """Give the pages back. Idempotent."""
-        if not self._released:
-            self._released = True
-            for reservation in self._reservations:
-                reservation.release()
-            self._lease.release()
+    def _load_ended(self, _: object) -> None:
+        # Loads end in several threads; a lost count would still be a change, which is all that
+        # readers look for.
+        self._num_loads_ended += 1
+        if self._on_load_ended is not None:
+            self._on_load_ended()

@@ -16,7 +16,7 @@ def schedule_prefills(
     """Chunks of running sequences, then of newly admitted ones.
 
     Stops at the first sequence that gets less than it could compute, or no pages: a later, smaller
-    one never passes it.
+    one never passes it. One that is loading could compute nothing: those behind it go on.
 
     Args:
         step: holds the decodes; gets the chunks.
@@ -24,14 +24,16 @@ def schedule_prefills(
     """
     running, waiting = admission.running, admission.waiting
     for sequence in running:
-        if not sequence.is_decoding and not _take_chunk(step, sequence, budget):
+        if sequence.is_decoding or sequence.is_loading:
+            continue
+        if not _take_chunk(step, sequence, budget):
             return
     while len(running) < max_num_seqs:
         head = waiting.first
         if head is None or not budget.has_room(step.work):
             return
         try:
-            admitted = admission.admit(head)
+            admitted = admission.admit(head, step)
         except Exception as error:
             # Out of memory, say: this sequence cannot start, but others may.
             admission.remove(head)
@@ -39,9 +41,7 @@ def schedule_prefills(
             continue
         if not admitted:
             return
-        if head.num_preemptions == 0:
-            step.started.append(head)
-        if not _take_chunk(step, head, budget):
+        if not head.is_loading and not _take_chunk(step, head, budget):
             return
 
 

@@ -40,6 +40,11 @@ class Scheduler:
         """Sequences with pages; its length is readable from any thread."""
         return self._admission.running
 
+    @property
+    def num_loading(self) -> int:
+        """How many of the running ones wait for their KV to come from slower storage."""
+        return sum(sequence.is_loading for sequence in self.running)
+
     def add(self, sequence: Sequence) -> None:
         """Join the waiting line. The engine has checked that it can fit at all."""
         self._admission.waiting.add(sequence)
@@ -50,6 +55,7 @@ class Scheduler:
         The caller computes the step, then advances each sequence's num_computed_tokens.
         """
         step = Step()
+        self._admission.settle(step)
         schedule_decodes(step, self._admission)
         schedule_prefills(step, self._admission, self._budget, max_num_seqs=self._max_num_seqs)
         return step

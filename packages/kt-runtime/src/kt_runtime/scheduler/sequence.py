@@ -14,7 +14,8 @@ from kt_runtime.protocols import PageTable
 class Sequence:
     """A request in flight. Owned by the engine's stepping thread.
 
-    Waiting while it has no page table; then it prefills while more than its newest token is left
+    Waiting while it has no page table; loading while stored KV is on its way into its pages; then
+    it prefills while more than its newest token is left
     to compute; then it decodes, with exactly that one left before each step. A preempted sequence
     waits again and prefills prompt and output so far: what it said stays said.
 
@@ -83,6 +84,11 @@ class Sequence:
     def num_kv_tokens(self) -> int:
         """Most tokens whose KV will ever be written: the last generated one is never computed."""
         return max(self.num_prompt_tokens, self.max_num_tokens - 1)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether stored KV is on its way into its pages: nothing of it can be computed yet."""
+        return self.page_table is not None and self.page_table.is_loading
 
     @property
     def is_decoding(self) -> bool:

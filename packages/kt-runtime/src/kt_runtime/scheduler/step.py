@@ -46,7 +46,7 @@ class Step:
     Attributes:
         shares: decodes, then prefill chunks, each in order of service.
         work: what they add up to.
-        started: sequences that run for the first time.
+        started: sequences whose first tokens can now be computed, for the first time.
         failed: sequences that could not be given pages because of an error, out of its lines.
         num_preempted: sequences that went back to the waiting line.
     """
