@@ -70,7 +70,7 @@ def want(path: Path, ids: list[int]) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["float32", "native"])
 def llm(request: pytest.FixtureRequest, path: Path) -> Iterator[LLM]:
-    with LLM(path, weight_format=request.param, kv_memory_gb=0.2) as loaded:
+    with LLM(path, weight_format=request.param, kv_cpu_memory_gb=0.2) as loaded:
         yield loaded
 
 

@@ -5,6 +5,7 @@ what they go on from."""
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -159,7 +160,8 @@ def test_a_request_that_loads_gives_way_to_one_served_before_it(storage: SlowSto
     assert engine.stats().prompt_tokens == 26
 
 
-def test_an_engine_that_only_waits_for_a_load_sleeps_until_it_ends(storage: SlowStorage) -> None:
+def test_an_engine_that_only_waits_for_a_load_sleeps_until_it_ends(storage, monkeypatch) -> None:
+    monkeypatch.setattr("kt_runtime.engine._IDLE_S", 60.0)
     engine = fake_engine(storage=storage)
     engine.add(greedy_request("a", PROMPT, 4))
     engine.wait_for_work()
@@ -174,9 +176,24 @@ def test_an_engine_that_only_waits_for_a_load_sleeps_until_it_ends(storage: Slow
     thread.start()
     assert not waited.wait(0.05)
     storage.loads[0].end(5)
-    assert waited.wait(10)
+    assert waited.wait(30)
     thread.join()
     drain(engine)
+
+
+def test_pages_that_come_back_unannounced_are_found(storage: SlowStorage) -> None:
+    """As those do that the store was writing to a disk."""
+    engine = fake_engine(storage=storage, num_pages=6)
+    space = engine._parts.pool._space_of(None).space
+    writer = space.reserve(space.chain(()), 0, 4)
+    engine.add(greedy_request("a", [1] * 15, 4))
+    assert engine.step() == []
+    began = time.monotonic()
+    engine.wait_for_work()
+    assert time.monotonic() - began >= 0.009
+    assert engine.step() == []
+    writer.release()
+    assert said(engine, "a") == {"a": greedy_continuation([1] * 15, 4)}
 
 
 async def test_a_load_wakes_the_engines_thread(storage: SlowStorage) -> None:

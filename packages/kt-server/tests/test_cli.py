@@ -42,7 +42,10 @@ def test_help_loads_no_torch(command: str) -> None:
         (["serve", "no-such-model"], "[model] model must be a directory"),
         (["run", __file__, "hi"], "[model] model must be a directory with a config.json, a GGUF"),
         (["chat", "no-such-model", "hi"], "[model] model must be a directory"),
-        (["serve", "x", "--kv-memory-gb", "-1"], "[config] kv_memory_gb must be positive; got -1"),
+        (
+            ["serve", "x", "--kv-cpu-memory-gb", "-1"],
+            "[config] kv_cpu_memory_gb must be positive; got -1",
+        ),
         (
             ["serve", "x", "--kv-page-size", "0"],
             "[config] page_size must be a whole number of at least 1; got 0",

@@ -29,8 +29,11 @@ class EngineConfig:
             and for debugging).
         kv_dtype: "auto" is float32 under weight_format="float32", else bf16.
         page_size: tokens per KV page.
-        num_pages: KV pages; None sizes the pool for `kv_memory_gb`.
-        kv_memory_gb: memory for KV pages when num_pages is None.
+        num_pages: KV pages; None sizes the pool for `kv_cpu_memory_gb`.
+        kv_cpu_memory_gb: memory for KV pages, in 10^9 bytes, when num_pages is None.
+        kv_disk_path: a directory that keeps KV pages between starts and for what memory does not
+            hold; any number of processes may share it. None keeps them in memory only.
+        kv_disk_gb: most that it may take of the disk, in 10^9 bytes, of all processes together.
         page_order_seed: None hands out fresh pages in ascending order; a number shuffles that
             order. For debugging: no result may depend on it.
         max_model_len: longest prompt + output; None takes the model's own limit, or the pool's
@@ -66,7 +69,9 @@ class EngineConfig:
     kv_dtype: KVDtype = "auto"
     page_size: int = 16
     num_pages: int | None = None
-    kv_memory_gb: float = 1.0
+    kv_cpu_memory_gb: float = 1.0
+    kv_disk_path: str | None = None
+    kv_disk_gb: float = 20.0
     page_order_seed: int | None = None
     max_model_len: int | None = None
     max_batch_tokens: int = 512
@@ -108,7 +113,10 @@ class EngineConfig:
             value = getattr(self, name)
             ok = value is None or (is_whole(value) and value >= 1)
             check(ok, f"{name} must be a whole number of at least 1", value)
-        check(self.kv_memory_gb > 0, "kv_memory_gb must be positive", self.kv_memory_gb)
+        for name in ("kv_cpu_memory_gb", "kv_disk_gb"):
+            value = getattr(self, name)
+            check(0 < value < float("inf"), f"{name} must be positive", value)
+        check(self.kv_disk_path != "", "kv_disk_path must name a directory", self.kv_disk_path)
         itl_ok = self.max_itl_ms is None or 0 < self.max_itl_ms < float("inf")
         check(itl_ok, "max_itl_ms must be positive", self.max_itl_ms)
         least = self.max_num_seqs - 1 + self.page_size

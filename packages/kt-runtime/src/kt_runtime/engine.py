@@ -51,6 +51,9 @@ _MAX_ITL_DECODES = 2.0
 # After that long without a request the probe goes on: requests that follow each other closely never
 # wait for it.
 _PROBE_AFTER_S = 0.5
+# A load that ends wakes the engine; pages that the store gives back by itself do not. So a step
+# without work is followed by another one after a time that no reader notices.
+_IDLE_S = 0.01
 
 
 class Engine:
@@ -120,8 +123,8 @@ class Engine:
         self._arrivals: list[Sequence] = []
         self._aborts: dict[str, FinishReason] = {}
         self._closed: str | None = None
-        # The last step could only wait for loads, and what came in since.
-        self._only_loading = False
+        # Whether the last step had nothing to compute, and whether anything came in since.
+        self._idle = False
         self._news = False
         parts.pool.notify(self._wake)
         self._loop: EngineLoop | None = None
@@ -236,7 +239,7 @@ class Engine:
             forward_before, self._last_end = self._parts.runner.seconds, None
             events = self._take_inbox()
             step = self._scheduler.schedule()
-            self._only_loading = not step.shares and self._scheduler.num_loading > 0
+            self._idle = not step.shares
             self._counters.scheduled(step)
             for sequence, error in step.failed:
                 events.append(self._booking.fail(sequence, error))

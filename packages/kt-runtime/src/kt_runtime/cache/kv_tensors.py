@@ -21,11 +21,11 @@ def page_bytes(shape: ModelShape, config: EngineConfig) -> int:
 
 
 def num_pages(shape: ModelShape, config: EngineConfig) -> int:
-    """Pages of the pool: as configured, or as many as kv_memory_gb (10^9 bytes) holds, at least
+    """Pages of the pool: as configured, or as many as kv_cpu_memory_gb (10^9 bytes) holds, at least
     one."""
     if config.num_pages is not None:
         return config.num_pages
-    return max(1, int(config.kv_memory_gb * 1e9) // page_bytes(shape, config))
+    return max(1, int(config.kv_cpu_memory_gb * 1e9) // page_bytes(shape, config))
 
 
 def allocate(shape: ModelShape, config: EngineConfig) -> list[KVLayer]:

@@ -36,14 +36,14 @@ class Admission:
         self._allocator = allocator
         # Pages only become free when a sequence or a load ends, so a refused one is not asked
         # about again until then: matching a long prompt against the store in every step would be
-        # work for nothing.
+        # work for nothing. Where nobody runs, what the store still reads or writes holds them.
         self._refused: tuple[Sequence, int] | None = None
 
     def admit(self, sequence: Sequence, step: Step) -> bool:
         """Let a waiting sequence run if its tokens' pages are there; whatever the allocator raises
         is raised, and it waits on. `step` is told who starts."""
         num_loads_ended = self._allocator.num_loads_ended
-        if self._refused == (sequence, num_loads_ended):
+        if self.running and self._refused == (sequence, num_loads_ended):
             return False
         request = sequence.request
         table = self._allocator.allocate(

@@ -36,6 +36,13 @@ MaxModelLenOption = Annotated[
     int | None, typer.Option(help="Longest prompt plus answer, in tokens (default: the model's).")
 ]
 KVMemoryOption = Annotated[float, typer.Option(help="Memory for KV pages, in GB.")]
+KVDiskPathOption = Annotated[
+    str | None,
+    typer.Option(help="Directory that keeps KV pages of prompts and answers between starts."),
+]
+KVDiskOption = Annotated[
+    float, typer.Option(help="Most that --kv-disk-path may take of the disk, in GB.")
+]
 PackCacheOption = Annotated[
     str | None, typer.Option(help="Directory that keeps packed experts for the next start.")
 ]

@@ -37,7 +37,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal answers.")] = None,
     weight_format: WeightFormatOption = "native",
     max_model_len: MaxModelLenOption = None,
-    kv_memory_gb: KVMemoryOption = 1.0,
+    kv_cpu_memory_gb: KVMemoryOption = 1.0,
     num_threads: NumThreadsOption = None,
     pack_cache: PackCacheOption = None,
 ) -> None:
@@ -45,7 +45,7 @@ def run(
     config = EngineConfig(
         weight_format=weight_format,
         max_model_len=max_model_len,
-        kv_memory_gb=kv_memory_gb,
+        kv_cpu_memory_gb=kv_cpu_memory_gb,
         num_threads=num_threads,
         pack_cache=pack_cache,
     )

@@ -14,11 +14,14 @@ from typing import Annotated
 import typer
 from aiohttp import web
 
-from kt_runtime.config import EngineConfig, SchedulePolicy
+from kt_runtime.config import EngineConfig, ModelIdentity, SchedulePolicy
 from kt_runtime.core import EngineStats
 from kt_server import __version__
 from kt_server.app import create_app
+from kt_server.cli.config_file import ConfigOption
 from kt_server.cli.loading import (
+    KVDiskOption,
+    KVDiskPathOption,
     KVMemoryOption,
     LoadedModel,
     MaxModelLenOption,
@@ -37,6 +40,7 @@ _CLEANUP_S = 2.0
 
 def serve(
     model: ModelArgument,
+    config: ConfigOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8000,
     served_model_name: Annotated[
@@ -44,8 +48,14 @@ def serve(
     ] = None,
     weight_format: WeightFormatOption = "native",
     max_model_len: MaxModelLenOption = None,
-    kv_memory_gb: KVMemoryOption = 1.0,
+    kv_cpu_memory_gb: KVMemoryOption = 1.0,
     kv_page_size: Annotated[int, typer.Option(help="Tokens per KV page.")] = 16,
+    kv_disk_path: KVDiskPathOption = None,
+    kv_disk_gb: KVDiskOption = 20.0,
+    model_identity: Annotated[
+        ModelIdentity,
+        typer.Option(help="Tell models apart by samples of their files, or by every byte."),
+    ] = "sampled",
     max_batch_tokens: Annotated[int, typer.Option(help="Most tokens computed in one step.")] = 512,
     max_num_seqs: Annotated[int, typer.Option(help="Most requests running at once.")] = 32,
     max_itl_ms: Annotated[
@@ -71,13 +81,17 @@ def serve(
 ) -> None:
     """Serve MODEL through an OpenAI-compatible API."""
     logging.basicConfig(level=log_level(), format="%(asctime)s %(levelname)s %(message)s")
-    config = EngineConfig(
+    del config  # its options are among the others
+    engine_config = EngineConfig(
         weight_format=weight_format,
         max_model_len=max_model_len,
-        kv_memory_gb=kv_memory_gb,
+        kv_cpu_memory_gb=kv_cpu_memory_gb,
         num_threads=num_threads,
         pack_cache=pack_cache,
         page_size=kv_page_size,
+        kv_disk_path=kv_disk_path,
+        kv_disk_gb=kv_disk_gb,
+        model_identity=model_identity,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
         max_itl_ms=max_itl_ms,
@@ -87,7 +101,7 @@ def serve(
         debug_numerics=debug_numerics,
     )
     check_address(host, port)
-    loaded = load_model(model, config)
+    loaded = load_model(model, engine_config)
     server_config = ServerConfig(sampling_defaults=loaded.sampling_defaults)
     app = create_app(
         loaded.engine,
