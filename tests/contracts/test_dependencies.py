@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 PACKAGES = Path(__file__).resolve().parents[2] / "packages"
+DISTRIBUTIONS = {"yaml": "pyyaml"}  # of modules that are not called as they are
 NAMES = ("kt-kernel", "kt-kvcache", "kt-runtime", "kt-server")
 
 
@@ -42,7 +43,8 @@ def imported(package: str, *, lazily: bool = False) -> set[str]:
                 modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                 modules.add(node.module.split(".")[0])
-    return {m.replace("_", "-") for m in modules - set(sys.stdlib_module_names) - {own}}
+    modules -= {*sys.stdlib_module_names, own}
+    return {DISTRIBUTIONS.get(m, m.replace("_", "-")) for m in modules}
 
 
 @pytest.mark.parametrize("package", NAMES)

@@ -84,7 +84,7 @@ class SlowLease:
     def num_loadable_tokens(self):
         return 0 if self.load_ else len(self.hashes) * self.space.space.page_tokens
 
-    def load(self):
+    def load(self, deadline=None):
         assert self.load_ is None
         self.load_ = SlowLoad(self)
         self.space.storage.loads.append(self.load_)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kt_runtime.cache import kv_tensors
 from kt_runtime.cache.page_pool import PagePool
-from kt_runtime.cache.store import KVOrigin, OpenedStore, open_store
+from kt_runtime.cache.store import KVOrigin, ModelStore
 from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
@@ -24,19 +24,20 @@ SHAPE = ModelShape(
 ORIGIN = KVOrigin(Fingerprint(ModelFiles.open(Path(__file__).parent / "fake_checkpoint")), {}, "")
 
 
-def pool_of(num_pages: int, origin: KVOrigin = ORIGIN, **settings) -> tuple[PagePool, OpenedStore]:
+def pool_of(num_pages: int, origin: KVOrigin = ORIGIN, **settings) -> tuple[PagePool, ModelStore]:
     config = EngineConfig(**{"page_size": 4, "num_pages": num_pages} | settings)
-    store = open_store(config, kv_tensors.allocate(SHAPE, config), origin)
+    store = ModelStore(config, kv_tensors.allocate(SHAPE, config), origin)
     pool = PagePool(
         store.space_of, config.page_size, store.out_of_pages, reuse=config.enable_prefix_cache
     )
     return pool, store
 
 
-def counts(store: OpenedStore) -> tuple[int, int, int]:
-    pages = store.page_counts()
-    assert pages.free + pages.cached + pages.used == pages.total
-    return pages.free, pages.cached, pages.used
+def counts(store: ModelStore) -> tuple[int, int, int]:
+    pages = store.stats()
+    used = pages.pinned_pages + pages.reserved_pages
+    assert pages.free_pages + pages.cached_pages + used == pages.num_pages
+    return pages.free_pages, pages.cached_pages, used
 
 
 def test_pages_cover_the_tokens_asked_for_and_come_back():
@@ -213,19 +214,22 @@ def test_settings_that_change_kv_values_or_pages_are_a_namespace_of_their_own(ot
 
 
 @pytest.mark.parametrize("changed", ["config.json", "tokenizer.json", "formats", "computed_by"])
-def test_models_that_differ_are_namespaces_of_their_own(tmp_path: Path, changed: str) -> None:
+def test_models_that_differ_share_nothing_on_disk(tmp_path: Path, changed: str) -> None:
     def ns_key(**origin) -> bytes:
-        model = Fingerprint(ModelFiles.open(tmp_path))
-        opened = pool_of(
-            4, origin=KVOrigin(model, **{"weight_formats": {}, "computed_by": "a"} | origin)
-        )
-        return opened[1].space_of(None).ns_key
+        settings = {"kv_disk_path": str(tmp_path / "kv"), "kv_disk_gb": 0.01}
+        model = Fingerprint(ModelFiles.open(tmp_path / "model"))
+        origin = KVOrigin(model, **{"weight_formats": {}, "computed_by": "a"} | origin)
+        _, store = pool_of(4, origin, **settings)
+        key = store.space_of(None).ns_key
+        store.close()
+        return key
 
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
     before = ns_key()
     assert ns_key() == before
     if changed.endswith(".json"):
-        (tmp_path / changed).write_text('{"rope_theta": 1}')
+        (tmp_path / "model" / changed).write_text('{"rope_theta": 1}')
         assert ns_key() != before
     elif changed == "formats":
         assert ns_key(weight_formats={"linear": "int8"}) != before

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kt_runtime.cache import kv_tensors
 from kt_runtime.cache.page_pool import PagePool
-from kt_runtime.cache.store import KVOrigin, PageCounts, open_store
+from kt_runtime.cache.store import KVOrigin, ModelStore
 from kt_runtime.checkpoint.checkpoint import open_checkpoint
 from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.checkpoint.model_dir import ModelConfig
@@ -35,7 +35,7 @@ class EngineParts:
         max_model_len: most tokens of prompt and output; they fit the page pool.
         runner: computes steps.
         pool: hands out pages.
-        page_counts: how many pages hold what; callable from any thread.
+        store: where the pages' prefixes are; closed with the engine.
         weight_formats: what each kind of matrix was packed to.
         kernel_target: name of the instruction set in use.
         op_counts: how often each kernel op ran.
@@ -47,7 +47,7 @@ class EngineParts:
     max_model_len: int
     runner: Runner
     pool: PagePool
-    page_counts: Callable[[], PageCounts]
+    store: ModelStore
     weight_formats: Mapping[str, str]
     kernel_target: Callable[[], str]
     op_counts: Callable[[], Mapping[str, int]]
@@ -100,7 +100,7 @@ def build_parts(
     max_model_len = _max_model_len(shape, config, num_pages)
     kv = kv_tensors.allocate(shape, config)
     computed_by = f"{backend.version}/{backend.kernel_target()}"
-    store = open_store(config, kv, KVOrigin(fingerprint, model.weight_formats, computed_by))
+    store = ModelStore(config, kv, KVOrigin(fingerprint, model.weight_formats, computed_by))
     graphs = None
     if backend.new_graph is not None and config.cpu_graph and not config.debug_numerics:
         graphs = CpuGraphRunner(
@@ -123,7 +123,7 @@ def build_parts(
             store.out_of_pages,
             reuse=config.enable_prefix_cache,
         ),
-        page_counts=store.page_counts,
+        store=store,
         weight_formats=model.weight_formats,
         kernel_target=backend.kernel_target,
         op_counts=backend.op_counts,

@@ -283,17 +283,17 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot. Thread-safe; never waits for a step."""
         parts, runner = self._parts, self._parts.runner
-        pages = parts.page_counts()
+        store = parts.store.stats()
         num_running = len(self._scheduler.running)
         with self._inbox:
             num_live = len(self._live)
         return EngineStats(
             num_running=num_running,
             num_waiting=max(0, num_live - num_running),
-            num_pages=pages.total,
-            pages_free=pages.free,
-            pages_cached=pages.cached,
-            pages_used=pages.used,
+            num_pages=store.num_pages,
+            pages_free=store.free_pages,
+            pages_cached=store.cached_pages,
+            pages_used=store.pinned_pages + store.reserved_pages,
             steps=runner.steps,
             graph_steps=runner.graph_steps,
             max_itl_s=self._max_itl_s,
@@ -307,7 +307,8 @@ class Engine:
         )
 
     def close(self, reason: str = "the engine was closed") -> None:
-        """End all requests ("abort") and the thread. Idempotent; later adds are refused."""
+        """End all requests ("abort"), the thread, and the prefix store, after what it keeps on disk
+        is there. Idempotent; later adds are refused."""
         with self._inbox:
             self._closed = self._closed or reason
             for request_id in self._live:
@@ -316,8 +317,10 @@ class Engine:
             loop = self._loop
         if loop is not None:
             loop.join()
+            self._parts.store.close()
         elif self.stepping.acquire(blocking=False):
             self._take_inbox()
+            self._parts.store.close()
             self.stepping.release()
 
     @property

@@ -322,8 +322,9 @@ class PrefixLease(Protocol):
         """Tokens that follow those pages and are stored elsewhere."""
         ...
 
-    def load(self) -> PrefixLoad:
-        """Bring them into memory, in the background; at most once."""
+    def load(self, deadline: float | None = None) -> PrefixLoad:
+        """Bring them into memory, in the background; what is not there in `deadline` seconds does
+        not count."""
         ...
 
     @property

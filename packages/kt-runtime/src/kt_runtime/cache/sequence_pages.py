@@ -16,6 +16,10 @@ from kt_runtime.protocols import (
     PrefixSpace,
 )
 
+# A drive that hangs holds up the requests whose pages it has for so long; then they are computed.
+# The longest contexts take less from any drive that works: 10 GB at 0.5 GB/s are 20 s.
+_LOAD_TIMEOUT_S = 30.0
+
 
 class SequencePages:
     """A leased prefix, then reserved pages (a `PageTable`); made by `PagePool.allocate`.
@@ -103,7 +107,7 @@ class SequencePages:
             return False
         self._held = held
         self._num_wanted_tokens = num_tokens
-        self._load = self._lease.load()
+        self._load = self._lease.load(_LOAD_TIMEOUT_S)
         self._load.add_done_callback(on_load_ended)
         return True
 

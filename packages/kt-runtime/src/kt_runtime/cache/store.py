@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the prefix store for one model: the only place that imports kt_kvcache."""
+"""Opens the prefix store for one model, in memory and on disk. Hands out no pages itself."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,32 +18,7 @@ from kt_runtime.config import EngineConfig
 from kt_runtime.protocols import KVLayer, PrefixSpace
 
 if TYPE_CHECKING:
-    from kt_kvcache import Identity
-
-
-@dataclass(frozen=True, slots=True)
-class PageCounts:
-    """total = free (hold nothing) + cached (reusable, evictable) + used (held by requests)."""
-
-    total: int
-    free: int
-    cached: int
-    used: int
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedStore:
-    """What the page pool and the engine's statistics need of the store.
-
-    Attributes:
-        space_of: the namespace of a tenant (None: the common one).
-        out_of_pages: what `reserve` raises when it cannot.
-        page_counts: a snapshot; thread-safe, O(num_pages).
-    """
-
-    space_of: Callable[[str | None], PrefixSpace]
-    out_of_pages: type[Exception]
-    page_counts: Callable[[], PageCounts]
+    from kt_kvcache import Identity, Stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +36,56 @@ class KVOrigin:
     computed_by: str
 
 
-def open_store(config: EngineConfig, kv: Sequence[KVLayer], origin: KVOrigin) -> OpenedStore:
-    """A store in memory whose page ids are rows of the KV tensors."""
-    from kt_kvcache import Arena, Geometry, Group, KVStore, OutOfPages, StoreConfig
+class ModelStore:
+    """The prefix store of one loaded model, whose page ids are rows of its KV tensors. With
+    kv_disk_path, what it publishes is written there, too, and found there. Thread-safe.
 
-    num_pages = len(kv[0].k)
-    identity = _identity(config, origin)
-    arena = Arena([_bytes(layer.k) for layer in kv] + [_bytes(layer.v) for layer in kv])
-    geometry = Geometry(
-        page_tokens=config.page_size,
-        groups=(
-            Group("k", len(kv), arena.strides[0]),
-            Group("v", len(kv), arena.strides[-1]),
-        ),
-        layout="token, head, dim",
-    )
-    store = KVStore.open(None, config=StoreConfig(num_pages, config.page_size), arena=arena)
+    Attributes:
+        out_of_pages: what a space's `reserve` raises when it cannot.
 
-    def space_of(tenant: str | None) -> PrefixSpace:
-        return store.space(identity, geometry, tenant)
+    Raises:
+        ValueError: kv_disk_path is no safe place, or kv_disk_gb too small for a page.
+        OSError: it cannot be read.
+    """
 
-    def page_counts() -> PageCounts:
-        stats = store.stats()
-        used = stats.pinned_pages + stats.reserved_pages
-        return PageCounts(stats.num_pages, stats.free_pages, stats.cached_pages, used)
+    def __init__(self, config: EngineConfig, kv: Sequence[KVLayer], origin: KVOrigin) -> None:
+        from kt_kvcache import Arena, Geometry, Group, KVStore, OutOfPages, StoreConfig
 
-    if config.page_order_seed is not None:
-        _shuffle_free_pages(space_of(None), num_pages, config.page_order_seed)
-    return OpenedStore(space_of, OutOfPages, page_counts)
+        self.out_of_pages: type[Exception] = OutOfPages
+        self._identity = _identity(config, origin)
+        arena = Arena([_bytes(layer.k) for layer in kv] + [_bytes(layer.v) for layer in kv])
+        self._geometry = Geometry(
+            page_tokens=config.page_size,
+            groups=(
+                Group("k", len(kv), arena.strides[0]),
+                Group("v", len(kv), arena.strides[-1]),
+            ),
+            layout="token, head, dim",
+        )
+        root = None if config.kv_disk_path is None else Path(config.kv_disk_path).expanduser()
+        sizes = StoreConfig(
+            arena.num_pages,
+            config.page_size,
+            disk_bytes=0 if root is None else int(config.kv_disk_gb * 1e9),
+        )
+        self._store = KVStore.open(root, config=sizes, arena=arena)
+        self._final_stats: Stats | None = None
+        if config.page_order_seed is not None:
+            _shuffle_free_pages(self.space_of(None), arena.num_pages, config.page_order_seed)
+
+    def space_of(self, tenant: str | None) -> PrefixSpace:
+        """The namespace of a tenant; None is the common one."""
+        return self._store.space(self._identity, self._geometry, tenant)
+
+    def stats(self) -> Stats:
+        """A snapshot; the last one once it is closed. O(num_pages)."""
+        return self._final_stats or self._store.stats()
+
+    def close(self) -> None:
+        """End it when all that was published is on disk, if it is kept there. Idempotent."""
+        if self._final_stats is None:
+            self._final_stats = self._store.stats()
+            self._store.close()
 
 
 def _identity(config: EngineConfig, origin: KVOrigin) -> Identity:
@@ -95,9 +93,11 @@ def _identity(config: EngineConfig, origin: KVOrigin) -> Identity:
     from kt_kvcache import Identity
 
     model = origin.model
+    # A store in memory holds one loaded model's pages and dies with it.
+    weights = "loaded" if config.kv_disk_path is None else f"{model.weights}/{model.config}"
     formats = ", ".join(f"{kind} {name}" for kind, name in sorted(origin.weight_formats.items()))
     return Identity(
-        weights=f"{model.weights}/{model.config}",
+        weights=weights,
         kv_format=config.resolved_kv_dtype,
         tokenizer=model.tokenizer,
         codec=f"{config.weight_format}/{config.group_size}/{formats}",

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV pages on a real disk under the whole engine: what a restart keeps, and what nothing brings
+back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kt_runtime.core import Request, TokenEvent
+from kt_runtime.engine import Engine
+
+from .fake_model import FakeCausalLM, fake_engine, greedy_continuation, greedy_request, tokens_of
+
+PROMPT = tuple(range(20, 43))  # five full pages of 4, and three tokens
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "kv"
+
+
+def engine_on(root: Path, model: FakeCausalLM | None = None, **settings: Any) -> Engine:
+    return fake_engine(model, kv_disk_path=str(root), kv_disk_gb=0.01, **settings)
+
+
+def run(engine: Engine, *requests: Request) -> list[TokenEvent]:
+    """Steps as the engine's thread does, which sleeps while it only waits for loads."""
+    events = []
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        engine.wait_for_work()
+        events += engine.step()
+    return events
+
+
+def cached(root: Path, prompt=PROMPT, tenant: str | None = None, **settings: Any) -> int:
+    """How much of the prompt an engine that was just started finds; what it says is right."""
+    with engine_on(root, **settings) as engine:
+        events = run(engine, greedy_request("r", prompt, 8, tenant=tenant))
+    assert tokens_of(events, "r") == greedy_continuation(prompt, 8)
+    return events[-1].num_cached_tokens
+
+
+def test_a_restart_keeps_the_hits_and_answers_the_same(root: Path) -> None:
+    assert cached(root) == 0
+    model = FakeCausalLM()
+    with engine_on(root, model) as engine:
+        events = run(engine, greedy_request("r", PROMPT, 8))
+    assert tokens_of(events, "r") == greedy_continuation(PROMPT, 8)
+    assert events[-1].num_cached_tokens == 20
+    assert len(model.batches[0].input_ids) == 3
+    # What was said belongs to the next turn's prefix.
+    turn = (*PROMPT, *greedy_continuation(PROMPT, 8), 5, 6)
+    assert cached(root, turn) == 28
+
+
+def test_many_requests_after_a_restart_load_the_same_pages(root: Path) -> None:
+    cached(root)
+    prompts = {f"{i}": (*PROMPT, i) for i in range(6)}
+    with engine_on(root, num_pages=16) as engine:
+        events = run(engine, *(greedy_request(i, p, 4) for i, p in prompts.items()))
+        assert engine.stats().pages_used == 0
+    for request_id, prompt in prompts.items():
+        assert tokens_of(events, request_id) == greedy_continuation(prompt, 4)
+
+
+def test_what_memory_does_not_hold_comes_back_from_disk(root: Path) -> None:
+    """Conversations that are together larger than memory, in turns."""
+    prompts = {f"{i}": [i + 1] * 20 for i in range(6)}
+    reused = []
+    with engine_on(root, num_pages=10) as engine:
+        for turn in range(3):
+            for i, prompt in prompts.items():
+                events = run(engine, greedy_request(f"{i}.{turn}", prompt, 1))
+                assert tokens_of(events, f"{i}.{turn}") == greedy_continuation(prompt, 1)
+                reused.append(events[-1].num_cached_tokens)
+                assert engine._parts.store._store.flush().result(60)
+    assert reused[:6] == [0] * 6
+    assert reused[6:] == [16] * 12
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"group_size": 64},
+        {"kv_dtype": "bf16"},
+        {"page_size": 2, "num_pages": 128},
+        {"backend": "torch"},
+        {"tenant": "somebody else"},
+        {"enable_prefix_cache": False},
+    ],
+)
+def test_other_settings_and_tenants_find_nothing(root: Path, settings: dict[str, Any]) -> None:
+    assert cached(root) == 0
+    assert cached(root, **settings) == 0
+    assert cached(root) == 20
+
+
+def test_a_tenant_finds_its_own(root: Path) -> None:
+    assert cached(root, tenant="a") == 0
+    assert cached(root, tenant="b") == 0
+    assert cached(root, tenant="a") == 20
+
+
+def test_damaged_pages_are_computed_again(root: Path) -> None:
+    cached(root)
+    for file in root.rglob("*.kvs"):
+        content = bytearray(file.read_bytes())
+        # Everywhere but in the first pages of a segment.
+        for at in range(2 * 4096, len(content), 64):
+            content[at] ^= 1
+        file.write_bytes(content)
+    assert cached(root) == 8
+
+
+def test_an_unsafe_directory_is_refused(root: Path) -> None:
+    root.mkdir(mode=0o777)
+    root.chmod(0o777)
+    with pytest.raises(ValueError, match="kvstore"):
+        engine_on(root)
+
+
+def test_a_context_needs_all_pages_and_the_disk_is_written_meanwhile(root: Path) -> None:
+    """What waits to be written is held in memory: a sequence that needs those pages waits for
+    them."""
+    with engine_on(root, num_pages=8) as engine:
+        events = []
+        for i in range(4):
+            prompt = [i + 30] * 20
+            events = run(engine, greedy_request(f"{i}", prompt, 12))
+            assert tokens_of(events, f"{i}") == greedy_continuation(prompt, 12)
