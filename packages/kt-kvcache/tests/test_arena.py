@@ -3,6 +3,15 @@ import numpy as np
 import pytest
 
 from kt_kvcache.arena import Arena
+from kt_kvcache.native import HAS_CORE
+
+
+@pytest.fixture(params=["core", "python"])
+def twin(request, monkeypatch):
+    if request.param == "python":
+        monkeypatch.setattr("kt_kvcache.arena.HAS_CORE", False)
+    elif not HAS_CORE:
+        pytest.skip("no core in this installation")
 
 
 def test_a_view_addresses_the_callers_bytes_without_a_copy():
@@ -26,7 +35,7 @@ def test_a_read_only_view_refuses_writes_and_sees_later_ones():
     assert reader.page(0, 0).tolist() == [7] * 4
 
 
-def test_copy_moves_pages_in_order_within_and_between_arenas():
+def test_copy_moves_pages_in_order_within_and_between_arenas(twin):
     source = Arena([np.arange(8, dtype=np.uint8).reshape(4, 2), np.full((4, 3), 9, np.uint8)])
     sink = Arena.allocate(num_pages=6, strides=[2, 3])
     source.view((3, 1), writable=False).copy_to(sink.view((0, 5), writable=True))
@@ -35,6 +44,12 @@ def test_copy_moves_pages_in_order_within_and_between_arenas():
     assert copied[1].sum(axis=1).tolist() == [27, 0, 0, 0, 0, 27]
     sink.view((0, 5), writable=False).copy_to(sink.view((5, 0), writable=True))
     assert copied[0][[0, 5]].tolist() == [[2, 3], [6, 7]]
+
+
+def test_copy_into_a_read_only_view_is_refused(twin):
+    source, sink = Arena.allocate(2, [4]), Arena.allocate(2, [4])
+    with pytest.raises(ValueError, match=r"read-only"):
+        source.view((0,), writable=False).copy_to(sink.view((1,), writable=False))
 
 
 @pytest.mark.parametrize(("num_pages", "strides"), [(1, [2, 4]), (2, [2]), (2, [4, 2])])

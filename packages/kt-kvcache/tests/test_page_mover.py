@@ -11,6 +11,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from kt_kvcache import Arena
+from kt_kvcache.native import HAS_CORE
 from kt_kvcache.page_mover import (
     ALIGN,
     CHECKSUM,
@@ -21,6 +22,10 @@ from kt_kvcache.page_mover import (
 )
 
 MOVERS = [ThreadPageMover]
+if HAS_CORE:
+    from kt_kvcache.native_mover import NativePageMover
+
+    MOVERS.append(NativePageMover)
 NUM_PAGES = 12
 STRIDES = (2500, 1000, 4000)
 PAYLOAD, EXTENT = 8192, 4096

@@ -9,6 +9,8 @@ namespace kt::kvcache {
 
 namespace nb = nanobind;
 
-void bind_hash(nb::module_& m);  // chain_hash, hash_paths
+void bind_hash(nb::module_& m);   // chain_hash, hash_paths
+void bind_mover(nb::module_& m);  // PageMover
+void bind_copy(nb::module_& m);   // copy_pages
 
 }  // namespace kt::kvcache

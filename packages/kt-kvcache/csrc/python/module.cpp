@@ -8,4 +8,6 @@ NB_MODULE(_core, m) {
   nanobind::set_leak_warnings(false);
   m.doc() = "C++ core of kt_kvcache. Private: use kt_kvcache.";
   kt::kvcache::bind_hash(m);
+  kt::kvcache::bind_mover(m);
+  kt::kvcache::bind_copy(m);
 }

@@ -23,6 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 from kt_kvcache.arena import Bytes, PageView
 from kt_kvcache.errors import require_int
+from kt_kvcache.native import HAS_CORE
 
 ALIGN = 4096  # of buffers, offsets and lengths: what O_DIRECT wants on any drive
 SHORT, CHECKSUM = -1, -2  # status of a page; 0 is good, more is an errno
@@ -97,21 +98,13 @@ class PageMover(Protocol):
         """Ends the mover once what was asked is done; idempotent."""
 
 
-def open_page_mover(files: "VectoredIO", inflight_bytes: int) -> PageMover:
-    """Returns the mover for files opened by `files`."""
-    return ThreadPageMover(
-        inflight_bytes=inflight_bytes, preadv=files.preadv, pwritev=files.pwritev
-    )
+def open_page_mover(inflight_bytes: int) -> PageMover:
+    """Returns the core's mover where there is a core."""
+    if not HAS_CORE:
+        return ThreadPageMover(inflight_bytes=inflight_bytes)
+    from kt_kvcache.native_mover import NativePageMover
 
-
-class VectoredIO(Protocol):
-    """How files are read and written, as in ``os``."""
-
-    def preadv(self, fd: int, buffers: list[memoryview], offset: int) -> int:
-        """Reads into buffers; returns the bytes read."""
-
-    def pwritev(self, fd: int, buffers: list[memoryview], offset: int) -> int:
-        """Writes buffers; returns the bytes written."""
+    return NativePageMover(inflight_bytes=inflight_bytes)
 
 
 @dataclass(slots=True)

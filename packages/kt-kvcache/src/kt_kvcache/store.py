@@ -116,7 +116,7 @@ class KVStore:
         try:
             disk = DiskTier(
                 files,
-                open_page_mover(files, config.inflight_bytes),
+                open_page_mover(config.inflight_bytes),
                 tier,
                 arena,
                 LruPolicy(),

@@ -182,6 +182,7 @@ def slow_store(open_store, monkeypatch):
     monkeypatch.setattr("kt_kvcache.load._BATCH_BYTES", 4 * SLOT_BYTES)
     with open_store() as store:
         fill(space_of(store), TOKENS)
+    monkeypatch.setattr("kt_kvcache.page_mover.HAS_CORE", False)  # whose reads nobody can hold
     store = open_store()
     return store, SlowReads(store)
 
