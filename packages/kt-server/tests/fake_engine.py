@@ -126,6 +126,7 @@ class FakeEngine:
         return EngineStats(
             num_running=len(self._running),
             num_waiting=0,
+            num_loading=0,
             num_pages=NUM_PAGES,
             pages_free=NUM_PAGES - used - 1,
             pages_cached=1,
@@ -149,6 +150,8 @@ class FakeEngine:
             weight_formats={"linear": "float32", "experts": "bf16"},
             kv_dtype="bf16",
             op_counts={"attention": 3},
+            store_counters={"memory": {"hit_pages": 5}, "disk": {"hit_pages": 4, "io_errors": 0}},
+            store_gauges={"memory": {"num_pages": 64.0}, "disk": {"allocated_bytes": 8192.0}},
         )
 
     def close(self, reason: str = "the engine was closed") -> None:

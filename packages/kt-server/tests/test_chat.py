@@ -128,7 +128,6 @@ async def test_sampling_reaches_the_engine(client: TestClient, engine: FakeEngin
         "stop_token_ids": [5],
         "ignore_eos": True,
         "max_tokens": 4,
-        "cache_salt": "alice",
         "user": "ignored",
         "metadata": {"also": "ignored"},
         "parallel_tool_calls": True,
@@ -140,7 +139,6 @@ async def test_sampling_reaches_the_engine(client: TestClient, engine: FakeEngin
     assert (sampling.min_p, sampling.seed, sampling.max_tokens) == (0.1, 2**64 - 1, 4)
     assert (sampling.stop, sampling.stop_token_ids) == (("x",), (5,))
     assert sampling.ignore_eos
-    assert request.tenant == "alice"
 
 
 async def test_checkpoint_s_defaults_apply_where_the_request_is_silent(

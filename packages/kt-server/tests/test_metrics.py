@@ -53,6 +53,12 @@ async def test_metrics_count_what_happened(client: TestClient, engine: FakeEngin
     assert metrics["kt_prefill_chunk_tokens_sum", ()] == 70
     assert metrics["kt_kernel_ops_total", ("attention",)] == 3
     assert metrics["kt_engine_steps_total", ()] == 14
+    assert metrics["kt_prefix_store_hit_pages_total", ("memory",)] == 5
+    assert metrics["kt_prefix_store_hit_pages_total", ("disk",)] == 4
+    assert metrics["kt_prefix_store_io_errors_total", ("disk",)] == 0
+    assert ("kt_prefix_store_io_errors_total", ("memory",)) not in metrics
+    assert metrics["kt_prefix_store_allocated_bytes", ("disk",)] == 8192
+    assert metrics["kt_num_requests_loading", ()] == 0
     (info,) = [labels for name, labels in metrics if name == "kt_build_info"]
     assert {"fake", "none", "native", "bf16"} <= set(info)
 

@@ -230,6 +230,7 @@ class EngineStats:
 
     Attributes:
         num_running, num_waiting: requests that hold pages; requests that do not yet.
+        num_loading: those of the running ones that wait for stored KV to be read.
         num_pages, pages_free, pages_cached, pages_used: KV pages in all; holding nothing; holding
             reusable prefixes that no request uses (evictable); held by running requests.
         steps, graph_steps: forward passes in all; those replayed from a recorded graph.
@@ -249,10 +250,14 @@ class EngineStats:
         weight_formats: what each kind of matrix was packed to: {"experts": "int4", …}.
         kv_dtype: as resolved.
         op_counts: how often each kernel op ran, the probe's included; empty for the torch backend.
+        store_counters: by tier of the prefix store, "memory" and where there is one "disk", what it
+            counts since it was opened: {"memory": {"hit_pages": 3, …}, …}. See kt_kvcache's Stats.
+        store_gauges: by tier, what it holds now.
     """
 
     num_running: int
     num_waiting: int
+    num_loading: int
     num_pages: int
     pages_free: int
     pages_cached: int
@@ -276,6 +281,8 @@ class EngineStats:
     weight_formats: Mapping[str, str]
     kv_dtype: str
     op_counts: Mapping[str, int]
+    store_counters: Mapping[str, Mapping[str, int]]
+    store_gauges: Mapping[str, Mapping[str, float]]
 
 
 class ContextLengthError(ValueError):

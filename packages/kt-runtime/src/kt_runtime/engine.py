@@ -18,6 +18,7 @@ from types import TracebackType
 
 from kt_runtime.assembly import EngineParts, assemble
 from kt_runtime.booking import Booking
+from kt_runtime.cache.store import by_tier
 from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import (
@@ -284,12 +285,14 @@ class Engine:
         """A snapshot. Thread-safe; never waits for a step."""
         parts, runner = self._parts, self._parts.runner
         store = parts.store.stats()
+        store_counters, store_gauges = by_tier(store)
         num_running = len(self._scheduler.running)
         with self._inbox:
             num_live = len(self._live)
         return EngineStats(
             num_running=num_running,
             num_waiting=max(0, num_live - num_running),
+            num_loading=self._scheduler.num_loading,
             num_pages=store.num_pages,
             pages_free=store.free_pages,
             pages_cached=store.cached_pages,
@@ -304,6 +307,8 @@ class Engine:
             kv_dtype=self.config.resolved_kv_dtype,
             **self._counters.snapshot(),
             op_counts=parts.op_counts(),
+            store_counters=store_counters,
+            store_gauges=store_gauges,
         )
 
     def close(self, reason: str = "the engine was closed") -> None:

@@ -89,6 +89,21 @@ def _chunk_sizes(stats: EngineStats) -> Metric:
     )
 
 
+def _store_metrics(stats: EngineStats) -> Iterator[Metric]:
+    """What the prefix store says of its tiers, under its own names."""
+    for family_of, by_tier in (
+        (CounterMetricFamily, stats.store_counters),
+        (GaugeMetricFamily, stats.store_gauges),
+    ):
+        for name in sorted({name for values in by_tier.values() for name in values}):
+            text = f"{name.replace('_', ' ').capitalize()} of the prefix store, by tier"
+            family = family_of(f"kt_prefix_store_{name}", text, labels=["tier"])
+            for tier, values in by_tier.items():
+                if name in values:
+                    family.add_metric([tier], values[name])
+            yield family
+
+
 class _EngineCollector:
     """Reads one snapshot of the engine per scrape. Names follow vLLM's, so that dashboards port."""
 
@@ -102,6 +117,10 @@ class _EngineCollector:
         gauges = {
             "kt_num_requests_running": ("Requests that hold KV pages", stats.num_running),
             "kt_num_requests_waiting": ("Requests that wait for pages", stats.num_waiting),
+            "kt_num_requests_loading": (
+                "Running requests that wait for stored KV to be read",
+                stats.num_loading,
+            ),
             "kt_kv_cache_usage_perc": ("Share of KV pages held by running requests (0-1)", used),
             "kt_max_inter_token_latency_seconds": (
                 "What a step may take by prediction while anything decodes",
@@ -145,6 +164,7 @@ class _EngineCollector:
         pages.add_metric(["cached"], stats.pages_cached)
         pages.add_metric(["used"], stats.pages_used)
         yield pages
+        yield from _store_metrics(stats)
         finished = CounterMetricFamily(
             "kt_request_finished", "Requests ended, by reason", labels=["finished_reason"]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +86,17 @@ class ModelStore:
         if self._final_stats is None:
             self._final_stats = self._store.stats()
             self._store.close()
+
+
+def by_tier(stats: Stats) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, float]]]:
+    """Of each tier: what it counts, and what it holds now."""
+    counters, gauges = {}, {}
+    for tier, snapshot in (("memory", stats), ("disk", stats.disk)):
+        if snapshot is not None:
+            counters[tier] = asdict(snapshot.counters)
+            held = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
+            gauges[tier] = {n: float(v) for n, v in held.items() if isinstance(v, int | float)}
+    return counters, gauges
 
 
 def _identity(config: EngineConfig, origin: KVOrigin) -> Identity:

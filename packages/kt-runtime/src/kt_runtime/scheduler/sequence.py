@@ -88,7 +88,8 @@ class Sequence:
     @property
     def is_loading(self) -> bool:
         """Whether stored KV is on its way into its pages: nothing of it can be computed yet."""
-        return self.page_table is not None and self.page_table.is_loading
+        table = self.page_table  # which may be taken away while another thread asks
+        return table is not None and table.is_loading
 
     @property
     def is_decoding(self) -> bool:

@@ -37,6 +37,7 @@ from kt_server.openai.types import (
 )
 from kt_server.served import SERVED, Served
 from kt_server.sse import send_events
+from kt_server.tenant import tenant_of
 
 # What the newest clients call the system message; templates know the older name.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -57,7 +58,10 @@ async def create_chat_completion(http_request: web.Request) -> web.StreamRespons
     # In a thread: rendering and tokenizing a long conversation would hold up everyone's tokens.
     prompt_token_ids = await asyncio.to_thread(_prompt_token_ids, served, request)
     completion_id = f"chatcmpl-{uuid.uuid4().hex}"
-    job = engine_request(served, completion_id, prompt_token_ids, sampling, request, "messages")
+    tenant = tenant_of(http_request, request.cache_salt)
+    job = engine_request(
+        served, completion_id, prompt_token_ids, sampling, request, "messages", tenant
+    )
     detokenizer = Detokenizer(
         served.tokenizer,
         sampling.stop,

@@ -29,6 +29,7 @@ from kt_server.openai.requests import (
 from kt_server.openai.types import Completion, CompletionChoice, CompletionRequest, Usage
 from kt_server.served import SERVED, Served
 from kt_server.sse import send_events
+from kt_server.tenant import tenant_of
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -47,9 +48,10 @@ async def create_completion(http_request: web.Request) -> web.StreamResponse:
     )
     prompts = await asyncio.to_thread(_prompts, served, request)
     completion_id = f"cmpl-{uuid.uuid4().hex}"
+    tenant = tenant_of(http_request, request.cache_salt)
     jobs = [
         engine_request(
-            served, f"{completion_id}-{i}", prompt.token_ids, sampling, request, "prompt"
+            served, f"{completion_id}-{i}", prompt.token_ids, sampling, request, "prompt", tenant
         )
         for i, prompt in enumerate(prompts)
     ]

@@ -145,12 +145,14 @@ def engine_request(
     sampling: SamplingParams,
     body: GenerationRequest,
     param: str,
+    tenant: str | None,
 ) -> Request:
     """One request that the engine will take unless it is full.
 
     Args:
-        body: what it came from; tenant and priority are taken from it.
+        body: what it came from; its priority is taken.
         param: the field that the prompt came in, for errors.
+        tenant: whose prefixes it may meet.
 
     Raises:
         ApiError: 400, the prompt is empty, too long, or holds unknown ids; or a field has a value
@@ -160,7 +162,7 @@ def engine_request(
         request_id,
         tuple(prompt_token_ids),
         sampling,
-        tenant=body.cache_salt,
+        tenant=tenant,
         priority=body.priority or 0,
     )
     try:

@@ -48,7 +48,7 @@ class GenerationRequest(Struct, kw_only=True):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    cache_salt: str | None = None  # prefixes are shared only among requests of one salt
+    cache_salt: str | None = None  # divides the cached prefixes of one API key
     repetition_penalty: float | None = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     priority: int | None = None  # lower is served first; refused under first come, first served
