@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt_runtime.core import Request, SamplingParams
-from kt_runtime.exec.batch import build_batch, num_logits_rows
+from kt_runtime.exec.batch import build_batch, num_logits_rows, set_newest
+from kt_runtime.protocols import Batch
 from kt_runtime.scheduler import ScheduledSequence, Sequence
 
 
@@ -51,6 +52,20 @@ def test_a_prompt_that_is_computed_again_wants_no_more_logits_than_it_needs():
     first.sequence.token_ids.extend([14, 15])  # it said two tokens and was preempted
     assert num_logits_rows(first) == 0
     assert num_logits_rows(ScheduledSequence(first.sequence, 6)) == 1
+
+
+def test_decodes_built_ahead_are_those_built_when_their_tokens_are_known():
+    # The second one starts a page with the token that is not known yet.
+    step = [share([10, 11, 12], 2, 1, [7, 3]), share([20, 21], 1, 1, [4, 9])]
+    ahead = build_batch(step, page_size=2, ahead=1)
+    for s, token in zip(step, (13, 22), strict=True):
+        s.sequence.num_computed_tokens += 1
+        s.sequence.token_ids.append(token)
+    set_newest(ahead, step)
+    expected = build_batch(step, page_size=2)
+    assert expected.input_ids.tolist() == [13, 22]
+    for name in Batch.__slots__:
+        assert getattr(ahead, name).tolist() == getattr(expected, name).tolist()
 
 
 @given(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kt_runtime.core import Request, TokenEvent
+from kt_runtime.exec.aside import Aside
 from kt_runtime.scheduler import Sequence, StepWork
 
 from .fake_model import drain, fake_engine, greedy_continuation, greedy_request
@@ -48,9 +49,13 @@ class EngineMachine(RuleBasedStateMachine):
         cpu_graph=st.booleans(),
         enable_prefix_cache=st.sampled_from([True, True, True, False]),
         stores=st.sampled_from([True, True, False]),
+        overlapped=st.booleans(),
     )
-    def start(self, max_num_seqs: int, spare: int, stores: bool, **drawn: object) -> None:
+    def start(
+        self, max_num_seqs: int, spare: int, stores: bool, overlapped: bool, **drawn: object
+    ) -> None:
         self.law = Law()
+        self.aside = Aside("machine-aside") if overlapped else None
         self.storage = SlowStorage() if stores else None
         self.num_loads = 0
         if self.storage is not None:
@@ -134,8 +139,13 @@ class EngineMachine(RuleBasedStateMachine):
         loading = [s for s in before if s.is_loading]
         computed = {s: s.num_computed_tokens for s in before}
         preempted = {s: s.num_preemptions for s in before}
-        num_steps = len(self.law.works)
-        events = self.engine.step()
+        num_steps, num_forwards = len(self.law.works), self.engine.stats().steps
+        num_tokens = {s: s.num_tokens for s in before}
+        events: list[TokenEvent] = []
+        if self.aside is None:
+            events += self.engine.step()
+        else:
+            self.engine.step_overlapped(self.aside, events.extend)
         for event in events:
             said = self.events[event.request_id]
             assert not said or said[-1].finish_reason is None
@@ -156,7 +166,8 @@ class EngineMachine(RuleBasedStateMachine):
             if request_id in aborting:
                 continue
             if sequence.num_preemptions == preempted[sequence]:
-                assert request_id in said_now
+                assert sequence.num_tokens == num_tokens[sequence] + 1
+                assert request_id in said_now or self.aside is not None
             else:
                 # All that are served after it went before it.
                 after = [s for s in before if s.order > sequence.order]
@@ -167,7 +178,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.check_budget(self.law.works[-1])
 
         # Who waits for a load computes nothing, and is all that a step without work leaves.
-        if self.running and len(self.law.works) == num_steps:
+        if self.running and self.engine.stats().steps == num_forwards:
             assert any(s.is_loading for s in self.running)
 
         # The first prompt that runs and is not loading moves on in every step.
@@ -221,6 +232,13 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        try:
+            self.finish()
+        finally:
+            if self.aside is not None:
+                self.aside.close()
+
+    def finish(self) -> None:
         steps = 0
         while self.engine.has_work or self.loads:
             for load in list(self.loads)[:1]:

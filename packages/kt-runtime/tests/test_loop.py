@@ -76,7 +76,7 @@ async def test_one_wake_up_per_step_however_many_streams(monkeypatch):
     original = loop.call_soon_threadsafe
 
     def counted(callback, *args, **kwargs):
-        if threading.current_thread().name == "kt-engine":
+        if threading.current_thread().name.startswith("kt-engine"):
             wake_ups.append(callback)
         return original(callback, *args, **kwargs)
 
@@ -160,7 +160,7 @@ async def test_closing_ends_running_streams_and_the_thread():
     await asyncio.to_thread(engine.close)
     last = (await task)[-1]
     assert (last.finish_reason, last.error) == ("abort", engine.closed_reason)
-    assert not [t for t in threading.enumerate() if t.name == "kt-engine"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("kt-engine")]
     with pytest.raises(EngineClosedError, match="was closed"):
         await collect(engine, greedy_request("b", [1]))
 

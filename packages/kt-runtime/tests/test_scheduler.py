@@ -428,3 +428,68 @@ def test_a_refused_head_is_asked_again_when_a_load_has_ended():
     pages.num_loads_ended += 1
     sched.schedule()
     assert len(pages.asked) == 3
+
+
+def decoding() -> tuple[Scheduler, Step]:
+    """Two sequences with prompts of 3 and 4, about to decode for the first time."""
+    sched = scheduler(CountedPages(100))
+    for arrival in range(2):
+        sched.add(sequence(arrival, 3 + arrival, max_tokens=5))
+    compute(sched.schedule(), sched)
+    return sched, sched.schedule()
+
+
+def test_what_is_scheduled_ahead_is_what_comes_if_nothing_happens():
+    sched, step = decoding()
+    ahead = sched.schedule_ahead(step)
+    compute(step, sched)
+    assert sched.is_due(ahead)
+    assert sched.schedule() == ahead
+    assert shares(ahead) == [("r0", 1), ("r1", 1)]
+    assert ahead.work == StepWork(2, 0, 5 + 6)
+
+
+def test_what_is_scheduled_ahead_is_not_due_once_something_happened():
+    sched, step = decoding()
+    ahead = sched.schedule_ahead(step)
+    compute(step, sched)
+    sched.add(sequence(7, 5))
+    assert not sched.is_due(ahead)
+    assert ("r7", 5) in shares(sched.schedule())
+    sched, step = decoding()
+    ahead = sched.schedule_ahead(step)
+    ended = step.shares[0].sequence
+    compute(step, sched)
+    sched.remove(ended)
+    assert not sched.is_due(ahead)
+
+
+def test_nothing_is_scheduled_ahead_beside_prompts_or_an_end():
+    sched = scheduler(CountedPages(100))
+    sched.add(sequence(0, 3, max_tokens=3))
+    step = sched.schedule()
+    assert sched.schedule_ahead(step) is None  # a prompt
+    compute(step, sched)
+    step = sched.schedule()
+    sched.add(sequence(1, 3))
+    assert sched.schedule_ahead(step) is None  # one who waits
+    sched.remove(sched.waiting.first)
+    assert sched.schedule_ahead(step) is not None
+    compute(step, sched)
+    assert sched.schedule_ahead(sched.schedule()) is None  # its last token comes now
+
+
+@pytest.mark.parametrize("error", [None, MemoryError("none left")])
+def test_nothing_is_scheduled_ahead_without_pages_for_it(error):
+    """Nobody is preempted for a guess, nor does anybody fail for it."""
+    pages = CountedPages(2)
+    sched = scheduler(pages)
+    sched.add(sequence(0, 3, max_tokens=9))
+    sched.add(sequence(1, 3, max_tokens=9))
+    compute(sched.schedule(), sched)
+    step = sched.schedule()  # the fourth tokens, the last of their pages
+    pages.error = error
+    assert sched.schedule_ahead(step) is None
+    assert len(sched.running) == 2
+    assert all(s.sequence.num_preemptions == 0 for s in step.shares)
+    assert pages.error is None

@@ -236,8 +236,8 @@ class EngineStats:
         steps, graph_steps: forward passes in all; those replayed from a recorded graph.
         phase_steps, step_seconds, forward_seconds: steps, the seconds in them, and those in which
             the model ran, by phase: "prefill" steps hold prompt tokens, "decode" steps none. A step
-            begins where the one before it ended, unless nothing ran in between: what forward does
-            not account for is scheduling, sampling, handing out tokens and Python.
+            begins where the tokens of the one before it were chosen, unless nothing ran in between:
+            what forward does not account for is sampling, and all else that kept it waiting.
         prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
         preemptions: how often a running request gave its pages to an older one and went back to
             its place in the line.

@@ -12,9 +12,11 @@ import itertools
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from kt_runtime.assembly import EngineParts, assemble
 from kt_runtime.booking import Booking
@@ -30,10 +32,12 @@ from kt_runtime.core import (
     TokenEvent,
 )
 from kt_runtime.counters import Counters
-from kt_runtime.exec.batch import build_batch
+from kt_runtime.exec.aside import Aside
+from kt_runtime.exec.batch import build_batch, set_newest
 from kt_runtime.exec.outputs import Floats, RequestOutputs
 from kt_runtime.exec.probe import Probe
 from kt_runtime.loop import EngineLoop
+from kt_runtime.protocols import Batch
 from kt_runtime.request_checks import check_request
 from kt_runtime.scheduler import (
     Scheduler,
@@ -55,6 +59,21 @@ _PROBE_AFTER_S = 0.5
 # A load that ends wakes the engine; pages that the store gives back by itself do not. So a step
 # without work is followed by another one after a time that no reader notices.
 _IDLE_S = 0.01
+
+
+class _Planned(NamedTuple):
+    """A step that is about to be computed.
+
+    Attributes:
+        step, batch: what, and its tensors.
+        began: when, by the engine's clock.
+        forward_seconds: of all forwards before it.
+    """
+
+    step: Step
+    batch: Batch
+    began: float
+    forward_seconds: float
 
 
 class Engine:
@@ -116,6 +135,8 @@ class Engine:
             self._scheduler, self._outputs, self._counters, self.eos_token_ids, self._end
         )
         self._last_end: float | None = None  # of the last step, if any request goes on
+        self._measured: tuple[StepWork, float] | None = None  # what `_book` is to observe
+        self._ahead: tuple[Step, Batch] | None = None  # the next step, if nothing happens
         # Held while stepping; for its whole life by the loop's thread once `generate` is used.
         self.stepping = threading.RLock()
         # Guards what other threads reach: the live requests and the inbox of the next step.
@@ -232,26 +253,35 @@ class Engine:
         Raises:
             RuntimeError: another thread steps this engine.
         """
-        if not self.stepping.acquire(blocking=False):
-            raise RuntimeError("[engine.step] one thread at a time may step; another one does")
-        try:
-            # What happens between two steps of running requests belongs to the second.
-            began = self._clock() if self._last_end is None else self._last_end
-            forward_before, self._last_end = self._parts.runner.seconds, None
-            events = self._take_inbox()
-            step = self._scheduler.schedule()
-            self._idle = not step.shares
-            self._counters.scheduled(step)
-            for sequence, error in step.failed:
-                events.append(self._booking.fail(sequence, error))
-            if step.shares:
-                events += self._compute(step, began)
-                now = self._clock()
-                self._counters.took(step, now - began, self._parts.runner.seconds - forward_before)
-                self._last_end = now if self._live else None
-            return events
-        finally:
-            self.stepping.release()
+        with self._one_thread():
+            planned = self._plan()
+            if planned is not None:
+                self._settle(planned, self._forward(planned))
+            return self._book()
+
+    def step_overlapped(self, aside: Aside, deliver: Callable[[list[TokenEvent]], None]) -> None:
+        """The same, but while this step computes, another thread books the one before it, hands
+        over its news and schedules the one after it.
+
+        Args:
+            aside: the other thread.
+            deliver: gets the news since the last call; in that thread, or in this one where there
+                is nothing to compute.
+
+        Raises:
+            RuntimeError: another thread steps this engine.
+        """
+        with self._one_thread():
+            planned = self._plan()
+            if planned is None:
+                deliver(self._book())
+                return
+
+            def meanwhile() -> None:
+                deliver(self._book())
+                self._look_ahead(planned.step)
+
+            self._settle(planned, aside.during(lambda: self._forward(planned), meanwhile))
 
     def take_logits(self, request_id: str) -> Floats:
         """Logits of a finished return_logits request, (num_prompt_tokens, vocab_size); once.
@@ -325,6 +355,7 @@ class Engine:
             self._parts.store.close()
         elif self.stepping.acquire(blocking=False):
             self._take_inbox()
+            self._book()
             self._parts.store.close()
             self.stepping.release()
 
@@ -362,8 +393,8 @@ class Engine:
             self._news = True
             self._inbox.notify_all()
 
-    def _take_inbox(self) -> list[TokenEvent]:
-        """Move arrivals to the scheduler, end what was aborted. Returns the abort events."""
+    def _take_inbox(self) -> None:
+        """Move arrivals to the scheduler, end what was aborted."""
         with self._inbox:
             self._news = False  # before the scheduler looks: what ends later is news again
             arrivals, self._arrivals = self._arrivals, []
@@ -371,12 +402,8 @@ class Engine:
                 self._scheduler.add(sequence)
             aborts, self._aborts = self._aborts, {}
             aborted = [(self._live[i], reason) for i, reason in aborts.items() if i in self._live]
-        return [
-            self._booking.finish(
-                sequence, reason, error=self._closed if reason == "abort" else None
-            )
-            for sequence, reason in aborted
-        ]
+        for sequence, reason in aborted:
+            self._booking.finish(sequence, reason, self._closed if reason == "abort" else None)
 
     def _check_queue(self, num_prompt_tokens: int) -> None:
         """Raises QueueFullError if such a prompt may not wait now."""
@@ -390,17 +417,71 @@ class Engine:
             if queued and queued + num_prompt_tokens > limit:
                 raise QueueFullError(limit, "prompt tokens")
 
-    def _compute(self, step: Step, began: float) -> list[TokenEvent]:
-        runner, booking = self._parts.runner, self._booking
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        if not self.stepping.acquire(blocking=False):
+            raise RuntimeError("[engine.step] one thread at a time may step; another one does")
         try:
-            logits = runner.run(build_batch(step.shares, self.config.page_size)).numpy()
+            yield
+        finally:
+            self.stepping.release()
+
+    def _plan(self) -> _Planned | None:
+        """The next step, ready to be computed; None without work."""
+        # What happens between two steps of running requests belongs to the second.
+        began = self._clock() if self._last_end is None else self._last_end
+        self._last_end = None
+        self._take_inbox()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and self._scheduler.is_due(ahead[0]):
+            step, batch = ahead
+            set_newest(batch, step.shares)
+        else:
+            step = self._scheduler.schedule()
+            self._idle = not step.shares
+            self._counters.scheduled(step)
+            for sequence, error in step.failed:
+                self._booking.fail(sequence, error)
+            if not step.shares:
+                return None
+            batch = build_batch(step.shares, self.config.page_size)
+        return _Planned(step, batch, began, self._parts.runner.seconds)
+
+    def _look_ahead(self, step: Step) -> None:
+        """Have the next step ready in case that nothing happens until this one is computed."""
+        ahead = self._scheduler.schedule_ahead(step)
+        if ahead is not None:
+            self._ahead = ahead, build_batch(ahead.shares, self.config.page_size, ahead=1)
+
+    def _forward(self, planned: _Planned) -> Floats | Exception:
+        """Logits, or what went wrong. Touches nothing that `_book` and `_look_ahead` do."""
+        try:
+            return self._parts.runner.run(planned.batch).numpy()
         except Exception as error:
+            return error
+
+    def _settle(self, planned: _Planned, result: Floats | Exception) -> None:
+        """What the next step depends on: tokens, and who has ended."""
+        step, began, forward_before = planned.step, planned.began, planned.forward_seconds
+        if isinstance(result, Exception):
             # Whatever failed, it is these requests' failure, not the engine's.
-            return [booking.fail(sequence, error) for sequence, _ in step.shares]
-        events = booking.book(step, logits, runner.fault)
-        # Sampling and handing out included: it is what readers wait for.
-        self._times.observe(step.work, self._clock() - began)
-        return events
+            for sequence, _ in step.shares:
+                self._booking.fail(sequence, result)
+        else:
+            self._booking.choose(step, result, self._parts.runner.fault)
+            self._counters.computed(step)
+        now = self._clock()
+        self._counters.took(step, now - began, self._parts.runner.seconds - forward_before)
+        self._last_end = now if self._scheduler.has_work else None
+        if not isinstance(result, Exception):
+            self._measured = step.work, now - began
+
+    def _book(self) -> list[TokenEvent]:
+        """The rest of what has been computed so far."""
+        if self._measured is not None:
+            self._times.observe(*self._measured)
+            self._measured = None
+        return self._booking.book()
 
     def _end(self, request_id: str) -> None:
         with self._inbox:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's thread and the only asyncio bridge: one wake-up of the event loop per step, not per
+"""The engine's threads and the only asyncio bridge: one wake-up of the event loop per step, not per
 token."""
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kt_runtime.core import Request, TokenEvent
+from kt_runtime.exec.aside import Aside
 
 if TYPE_CHECKING:
     from kt_runtime.engine import Engine
@@ -31,9 +32,10 @@ class _Stream:
 
 
 class EngineLoop:
-    """Steps an engine in its own thread while it has work; sleeps otherwise.
+    """Steps an engine in its own thread while it has work; sleeps otherwise. A second thread books
+    each step and hands out its events while the next one computes.
 
-    The thread ends when the engine is closed. If stepping raises, the engine is closed with that
+    The threads end when the engine is closed. If stepping raises, the engine is closed with that
     reason and every waiting request gets a last event with finish_reason "error".
     """
 
@@ -80,16 +82,19 @@ class EngineLoop:
 
     def _run(self) -> None:
         engine = self._engine
+        aside = Aside("kt-engine-aside")
         with engine.stepping:
             try:
                 while engine.closed_reason is None or engine.has_work:
-                    self._deliver(engine.step())
+                    engine.step_overlapped(aside, self._deliver)
                     engine.wait_for_work()
             except BaseException as error:  # reported to every waiting request and in the log
                 _log.exception("the engine's thread died")
                 reason = f"the engine's thread died: {type(error).__name__}: {error}"
                 engine.close(reason)
                 self._fail_all(reason)
+            finally:
+                aside.close()
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[_Delivery]] = {}

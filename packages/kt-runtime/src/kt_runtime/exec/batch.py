@@ -23,15 +23,19 @@ def num_logits_rows(scheduled: ScheduledSequence) -> int:
     return int(scheduled.completes)
 
 
-def build_batch(step: Sequence[ScheduledSequence], page_size: int) -> Batch:
+def build_batch(step: Sequence[ScheduledSequence], page_size: int, ahead: int = 0) -> Batch:
     """The inputs of one step, rows in the order of `step`; logits_rows in the same order.
 
     Args:
         step: at least one share of at least one token each; every sequence has its page table.
         page_size: tokens per page.
+        ahead: 1 for decodes whose tokens the step before them is still computing; `set_newest`
+            puts them in.
     """
     num_rows = sum(share.num_new_tokens for share in step)
-    longest = max(share.sequence.num_computed_tokens + share.num_new_tokens for share in step)
+    longest = ahead + max(
+        share.sequence.num_computed_tokens + share.num_new_tokens for share in step
+    )
     input_ids, positions, slot_mapping = (np.empty(num_rows, np.int32) for _ in range(3))
     block_table = np.zeros((len(step), -(-longest // page_size)), np.int32)
     seq_lens = np.empty(len(step), np.int32)
@@ -41,12 +45,12 @@ def build_batch(step: Sequence[ScheduledSequence], page_size: int) -> Batch:
     for s, share in enumerate(step):
         sequence, count = share
         assert sequence.page_table is not None  # scheduled sequences hold pages
-        start = sequence.num_computed_tokens
+        start = sequence.num_computed_tokens + ahead
         end, end_row = start + count, row + count
         pages = sequence.page_table.page_ids[: -(-end // page_size)]
         block_table[s, : len(pages)] = pages
         if count == 1:  # a decode: numbers cost a tenth of what arrays of one element cost
-            input_ids[row] = sequence.token_ids[start]
+            input_ids[row] = 0 if ahead else sequence.token_ids[start]
             positions[row] = start
             slot_mapping[row] = pages[-1] * page_size + start % page_size
         else:
@@ -69,3 +73,8 @@ def build_batch(step: Sequence[ScheduledSequence], page_size: int) -> Batch:
         cu_seqlens_q=torch.from_numpy(cu_seqlens_q),
         logits_rows=torch.from_numpy(np.array(wanted, np.int32)),
     )
+
+
+def set_newest(batch: Batch, step: Sequence[ScheduledSequence]) -> None:
+    """Give decodes that were built ahead their tokens: the newest of each sequence."""
+    batch.input_ids.numpy()[:] = [share.sequence.token_ids[-1] for share in step]

@@ -10,7 +10,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from kt_runtime.core import TokenLogprobs
+from kt_runtime.core import Request, TokenLogprobs
 from kt_runtime.exec.logprobs import PromptLogprobs, token_logprobs
 from kt_runtime.exec.sampler import TokenSampler
 from kt_runtime.scheduler import Sequence
@@ -36,8 +36,8 @@ class RequestOutputs:
         self._prompt_logprobs: dict[str, PromptLogprobs] = {}
         self._logits: dict[str, Floats] = {}
 
-    def sample(self, sequence: Sequence, logits: Floats) -> tuple[int, TokenLogprobs | None]:
-        """The next token from its row (vocab_size,), with log probabilities where asked for.
+    def sample(self, sequence: Sequence, logits: Floats) -> int:
+        """The next token from its row (vocab_size,).
 
         Raises:
             NonFiniteLogitsError: the row is broken.
@@ -52,9 +52,11 @@ class RequestOutputs:
                 self._eos_token_ids,
                 self._vocab_size,
             )
-        token_id = sampler.next(logits)
-        num_top = request.sampling.logprobs
-        return token_id, None if num_top is None else token_logprobs(logits, token_id, num_top)
+        return sampler.next(logits)
+
+    def logprobs(self, request: Request, logits: Floats, token_id: int) -> TokenLogprobs:
+        """Log probabilities of a token under its row (vocab_size,), as many as asked for."""
+        return token_logprobs(logits, token_id, request.sampling.logprobs or 0)
 
     def score_prompt(self, sequence: Sequence, logits: Floats, start: int) -> None:
         """Reduce a chunk's prompt logits to log probabilities, if they are asked for.
@@ -86,9 +88,9 @@ class RequestOutputs:
         end = sequence.num_computed_tokens
         kept[end - len(logits) : end] = logits
 
-    def take_prompt_logprobs(self, request_id: str) -> tuple[TokenLogprobs | None, ...] | None:
+    def prompt_logprobs(self, request: Request) -> tuple[TokenLogprobs | None, ...] | None:
         """Those of the whole prompt, once; None where none were asked for."""
-        gathered = self._prompt_logprobs.pop(request_id, None)
+        gathered = self._prompt_logprobs.pop(request.request_id, None)
         return None if gathered is None else gathered.all()
 
     def holds_logits(self, request_id: str) -> bool:

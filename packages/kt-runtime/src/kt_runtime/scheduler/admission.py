@@ -84,10 +84,10 @@ class Admission:
                 self._give_back(sequence)
                 self.waiting.add(sequence)
 
-    def grow(self, sequence: Sequence) -> bool:
-        """Have pages for all tokens of a running sequence; False if too few are free."""
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Have pages for so many tokens of a running sequence; False if too few are free."""
         assert sequence.page_table is not None  # it runs
-        return sequence.page_table.grow(sequence.num_tokens)
+        return sequence.page_table.grow(num_tokens)
 
     def preempt(self, sequence: Sequence) -> None:
         """Send a running sequence back to its place in the waiting line.

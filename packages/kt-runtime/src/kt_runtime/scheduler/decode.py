@@ -23,7 +23,7 @@ def schedule_decodes(step: Step, admission: Admission) -> None:
         if not sequence.is_decoding:
             continue
         try:
-            while not admission.grow(sequence):
+            while not admission.grow(sequence, sequence.num_tokens):
                 victim = running.last
                 admission.preempt(victim)
                 step.num_preempted += 1

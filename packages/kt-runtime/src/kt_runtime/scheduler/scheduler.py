@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from kt_runtime.protocols import PageAllocator
 from kt_runtime.scheduler.admission import Admission
+from kt_runtime.scheduler.ahead import is_due, schedule_ahead
 from kt_runtime.scheduler.budget import StepBudget
 from kt_runtime.scheduler.decode import schedule_decodes
 from kt_runtime.scheduler.line import Line
@@ -45,6 +46,11 @@ class Scheduler:
         """How many of the running ones wait for their KV to come from slower storage."""
         return sum(sequence.is_loading for sequence in self.running)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anybody runs or waits."""
+        return len(self.running) + len(self.waiting) > 0
+
     def add(self, sequence: Sequence) -> None:
         """Join the waiting line. The engine has checked that it can fit at all."""
         self._admission.waiting.add(sequence)
@@ -59,6 +65,15 @@ class Scheduler:
         schedule_decodes(step, self._admission)
         schedule_prefills(step, self._admission, self._budget, max_num_seqs=self._max_num_seqs)
         return step
+
+    def schedule_ahead(self, step: Step) -> Step | None:
+        """A guess at the step after `step`, which computes now; None where there is none."""
+        return schedule_ahead(step, self._admission)
+
+    def is_due(self, ahead: Step) -> bool:
+        """Whether `schedule` would return what was scheduled ahead. Asked when the step before it
+        has advanced its sequences and those that ended are removed."""
+        return is_due(ahead, self._admission)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was aborted, and free its pages. Idempotent."""

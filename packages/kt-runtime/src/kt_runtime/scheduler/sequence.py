@@ -29,9 +29,11 @@ class Sequence:
         num_cached_tokens: prompt tokens whose KV was reused when it first started.
         num_preemptions: how often it gave its pages to an older one.
         page_table: its pages; None while it waits.
+        ended: nothing more is computed for it.
     """
 
     __slots__ = (
+        "ended",
         "max_num_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -59,6 +61,7 @@ class Sequence:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.page_table: PageTable | None = None
+        self.ended = False
 
     @property
     def num_tokens(self) -> int:
