@@ -3,14 +3,15 @@ import pytest
 
 from kt_kvcache.chain import Chain
 from kt_kvcache.eviction import LruPolicy
-from kt_kvcache.index import PageIndex
+from kt_kvcache.index import PageIndex, index_type
+from kt_kvcache.native import HAS_CORE
 from kt_kvcache.page import PageState
 
 NS_KEY = bytes(32)
 
 
-class Index(PageIndex):
-    """An index that records what it frees and publishes whole chains."""
+class Publishing:
+    """Of an index: records what it frees and publishes whole chains."""
 
     def __init__(self):
         self.freed = []
@@ -31,9 +32,17 @@ def make(tokens, ns_key=NS_KEY):
     return chain
 
 
-@pytest.fixture
-def index():
-    index = Index()
+class Index(Publishing, PageIndex):
+    pass
+
+
+class NativeIndex(Publishing, index_type()):
+    pass
+
+
+@pytest.fixture(params=[Index, NativeIndex] if HAS_CORE else [Index])
+def index(request):
+    index = request.param()
     index.root(NS_KEY)
     return index
 

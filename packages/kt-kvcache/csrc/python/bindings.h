@@ -12,5 +12,6 @@ namespace nb = nanobind;
 void bind_hash(nb::module_& m);   // chain_hash, hash_paths
 void bind_mover(nb::module_& m);  // PageMover
 void bind_copy(nb::module_& m);   // copy_pages
+void bind_pages(nb::module_& m);  // CachedPages
 
 }  // namespace kt::kvcache

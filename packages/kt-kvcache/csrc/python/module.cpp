@@ -10,4 +10,5 @@ NB_MODULE(_core, m) {
   kt::kvcache::bind_hash(m);
   kt::kvcache::bind_mover(m);
   kt::kvcache::bind_copy(m);
+  kt::kvcache::bind_pages(m);
 }

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kt_kvcache.page import CachedPage
+
 def chain_hash(
     parent: bytes,
     tokens: bytes | bytearray | memoryview,
@@ -39,3 +41,16 @@ class PageMover:
     ) -> bool: ...
     def wait(self) -> list[tuple[Future[Any], Any]]: ...
     def close(self) -> None: ...
+
+class CachedPages:
+    def __init__(self, type: type[CachedPage]) -> None: ...
+    def match(
+        self,
+        root: CachedPage,
+        tokens: bytearray,
+        page_tokens: int,
+        extras: dict[int, bytes],
+        num_pages: int,
+    ) -> tuple[CachedPage, list[int]]: ...
+    def pin(self, page: CachedPage) -> int: ...
+    def unpin(self, page: CachedPage, clock: int) -> int: ...

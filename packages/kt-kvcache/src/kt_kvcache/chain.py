@@ -128,10 +128,24 @@ class Chain:
             extras = self._encode_extras(page, self._extras)
         return header + tokens, extras
 
+    def contents(self) -> tuple[bytearray, dict[int, bytes]]:
+        """Returns all encoded tokens, and the encoded extras of the full pages that have some;
+        both are the chain's own.
+        """
+        return self._tokens, self._extra_bytes
+
     def links(self, num_pages: int) -> Iterator[tuple[bytes, bytes]]:
         """Yields (hash, body) of the first `num_pages` full pages."""
+        page_bytes = self.page_tokens * TOKEN_BYTES
+        header, hashes, tokens = pack("<I", self.page_tokens), self._hashes, self._tokens
         for page in range(min(num_pages, self.num_pages)):
-            yield self.page_hash(page), b"".join(self._parts(page))
+            start = page * page_bytes
+            body = (
+                header,
+                tokens[start : start + page_bytes],
+                self._extra_bytes.get(page, NO_EXTRAS),
+            )
+            yield bytes(hashes[page * HASH_BYTES : (page + 1) * HASH_BYTES]), b"".join(body)
 
     def _parts(self, page: int) -> tuple[bytes, bytes, bytes]:
         """Returns what the body of a page consists of: header, tokens, extras."""

@@ -16,6 +16,7 @@ from typing import Protocol
 from kt_kvcache.chain import Chain
 from kt_kvcache.events import EventStream, PageEvent, Removed, Stored, Tier
 from kt_kvcache.eviction import EvictionPolicy
+from kt_kvcache.native import HAS_CORE
 from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.tail import common_tokens
 
@@ -239,3 +240,12 @@ class PageIndex:
         self._streams = [stream for stream in self._streams if not stream.closed]
         for stream in self._streams:
             stream.push((event,))
+
+
+def index_type() -> type[PageIndex]:
+    """Returns the core's index where there is a core."""
+    if not HAS_CORE:
+        return PageIndex
+    from kt_kvcache.native_index import NativePageIndex
+
+    return NativePageIndex

@@ -14,7 +14,7 @@ from kt_kvcache.chain import Chain
 from kt_kvcache.errors import OutOfPages, StaleHandle
 from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import EvictionPolicy
-from kt_kvcache.index import Links, PageIndex
+from kt_kvcache.index import Links, index_type
 from kt_kvcache.integrity import check_pages
 from kt_kvcache.keep import KeepingPolicy
 from kt_kvcache.page import CachedPage, PageState
@@ -57,7 +57,7 @@ class RamTier:
         self._clock = clock
         self._slots = Slots(num_pages)
         keeping = KeepingPolicy(policy, clock)
-        self._index = PageIndex(keeping, lambda page_id: self._slots.give((page_id,)))
+        self._index = index_type()(keeping, lambda page_id: self._slots.give((page_id,)))
         self._holdings: set[Holding] = set()
         # Filled by finalizers, which may run anywhere, even in a thread inside the lock: hence
         # not released there but at the next call that counts pages. deque.append is atomic.

@@ -18,7 +18,7 @@ from kt_kvcache.disk.format import PageName, Record, extent_seed
 from kt_kvcache.disk.segment import Segment
 from kt_kvcache.events import EventStream, Tier
 from kt_kvcache.eviction import EvictionPolicy
-from kt_kvcache.index import PageIndex
+from kt_kvcache.index import index_type
 from kt_kvcache.page import CachedPage, PageState
 
 _SLOT_BITS = 32
@@ -60,7 +60,7 @@ class DiskPages:
     def __init__(self, policy: EvictionPolicy) -> None:
         """Starts without segments."""
         self._lock = Lock()
-        self._index = PageIndex(policy, self._vacate, Tier.DISK)
+        self._index = index_type()(policy, self._vacate, Tier.DISK)
         self._segments: dict[int, Segment] = {}
         self._next_number = 0
         self._free: list[int] = []  # a heap: consecutive slots are written together
