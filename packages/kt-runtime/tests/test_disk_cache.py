@@ -4,15 +4,19 @@ back."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kt_runtime.config import EngineConfig
 from kt_runtime.core import Request, TokenEvent
 from kt_runtime.engine import Engine
 
 from .fake_model import FakeCausalLM, fake_engine, greedy_continuation, greedy_request, tokens_of
+from .tiny_models import tiny_checkpoint
 
 PROMPT = tuple(range(20, 43))  # five full pages of 4, and three tokens
 
@@ -133,3 +137,49 @@ def test_a_context_needs_all_pages_and_the_disk_is_written_meanwhile(root: Path)
             prompt = [i + 30] * 20
             events = run(engine, greedy_request(f"{i}", prompt, 12))
             assert tokens_of(events, f"{i}") == greedy_continuation(prompt, 12)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny real model's directory to change."""
+    return Path(shutil.copytree(tiny_checkpoint("qwen3_moe")[1], tmp_path / "model"))
+
+
+def ask(model: Path, root: Path | None, **settings: Any) -> tuple[list[int], int]:
+    """What a real model says on real kernels, and how much of the prompt was found."""
+    path = None if root is None else str(root)
+    config = EngineConfig(
+        num_pages=32, num_threads=2, page_size=4, kv_disk_path=path, kv_disk_gb=0.05, **settings
+    )
+    with Engine.from_pretrained(model, config) as engine:
+        events = run(engine, greedy_request("r", PROMPT, 8))
+    return tokens_of(events, "r"), events[-1].num_cached_tokens
+
+
+def test_a_real_model_says_the_same_from_disk(model: Path, root: Path) -> None:
+    want, _ = ask(model, None)
+    assert ask(model, root) == (want, 0)
+    assert ask(model, root) == (want, 20)
+    assert ask(model, root, enable_prefix_cache=False) == (want, 0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight_format": "int8"}, {"kv_dtype": "float32"}, {"weight_format": "float32"}]
+)
+def test_another_quantisation_finds_nothing(model: Path, root: Path, settings) -> None:
+    ask(model, root)
+    want, _ = ask(model, None, **settings)
+    assert ask(model, root, **settings) == (want, 0)
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_changed_model_finds_nothing(model: Path, root: Path, changed: str) -> None:
+    ask(model, root)
+    file = model / changed
+    if changed == "config.json":
+        file.write_text(file.read_text() + "\n")
+    elif changed == "tokenizer.json":
+        file.write_text("{}")
+    else:
+        os.utime(file, ns=(1, 1))
+    assert ask(model, root)[1] == 0
