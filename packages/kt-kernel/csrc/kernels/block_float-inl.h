@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// One block of 32 of K of a float format: its weights made floats and multiplied by the activations
-// of a tile. Textual, included inside a target's namespace after `Vec` and the formats.
+// One or two blocks of 32 of K of a float format: their weights made floats and multiplied by the
+// activations of a tile. Textual, included inside a target's namespace after `Vec` and the formats.
 
 // 3 rows x 4 vectors of sums hide the latency of fma (4 cycles, two at a time) and fill 16
 // registers with 3 activations and a weight.
 inline constexpr int kFloatRows = 3;
 
-// Sums of kRows rows and kPanels vectors of float products, in registers for the time of a block.
+// Sums of kRows rows and kPanels vectors of float products, in registers for the time of kBlocks.
 // Weights with a scale are summed by themselves and scaled once.
 template <int kRows, int kPanels, bool kScaled>
 struct FloatSums {
@@ -23,26 +23,31 @@ struct FloatSums {
   }
 };
 
-// One block of float products for all rows of a tile. A function by itself, so that nothing else is
-// in the registers, which the sums need.
-template <int kPanels, bool kScaled>
+// kBlocks blocks of float products for all rows of a tile. A function by itself, so that nothing
+// else is in the registers, which the sums need.
+template <int kBlocks, int kPanels, bool kScaled>
 __attribute__((noinline)) void multiply_floats(const float* a, int rows,
-                                               const Vec::F (&w)[kBlock][kPanels],
+                                               const Vec::F (&w)[kBlocks * kBlock][kPanels],
                                                const Vec::F (&scale)[kPanels],
                                                Vec::F (*sums)[kPanels]) {
+  const int64_t block_stride = int64_t{rows} * kBlock;
   // Shares that differ by at most one row: no short one at the end.
   const int shares = (rows + kFloatRows - 1) / kFloatRows;
   for (int share = 0; share < shares; ++share) {
     const int count = rows / (shares - share);
     with_rows<kFloatRows>(count, [&](auto constant) {
       FloatSums<constant, kPanels, kScaled> products(sums);
+      for (int block = 0; block < kBlocks; ++block) {
+        const float* const x = a + block * block_stride;
 #pragma GCC unroll 4
-      for (int k = 0; k < kBlock; ++k) {
-        Vec::F x[constant];
-        for (int row = 0; row < constant; ++row) x[row] = Vec::set1(a[row * kBlock + k]);
-        for (int p = 0; p < kPanels; ++p)
-          for (int row = 0; row < constant; ++row)
-            products.local[row][p] = Vec::fma(x[row], w[k][p], products.local[row][p]);
+        for (int k = 0; k < kBlock; ++k) {
+          Vec::F left[constant];
+          for (int row = 0; row < constant; ++row) left[row] = Vec::set1(x[row * kBlock + k]);
+          for (int p = 0; p < kPanels; ++p)
+            for (int row = 0; row < constant; ++row)
+              products.local[row][p] =
+                  Vec::fma(left[row], w[block * kBlock + k][p], products.local[row][p]);
+        }
       }
       products.finish(scale, sums);
     });
@@ -50,41 +55,48 @@ __attribute__((noinline)) void multiply_floats(const float* a, int rows,
   }
 }
 
-// One block of float products. Few rows meet the weights as they are loaded; for many, those are
-// made floats once and kept in the first-level cache.
-template <class Weights, int kRows, int kPanels>
-inline void multiply_float_block(const std::byte* const (&data)[kPanels],
-                                 const std::byte* const (&header)[kPanels], int sub, int64_t stride,
-                                 const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
-  const float* a = static_cast<const float*>(act.data) + index * act.rows * kBlock;
+// kBlocks blocks of float products, under one scale if any. Few rows meet the weights as they are
+// loaded; for many, those are made floats once and kept in the first-level cache.
+template <class Weights, int kRows, int kBlocks, int kPanels>
+inline void multiply_float_blocks(const std::byte* const (&data)[kPanels],
+                                  const std::byte* const (&header)[kPanels], int sub,
+                                  int64_t stride, const ActTile& act, int64_t index,
+                                  Vec::F (*sums)[kPanels]) {
+  const int64_t block_stride = int64_t{act.rows} * kBlock;
+  const float* a = static_cast<const float*>(act.data) + index * block_stride;
   Vec::F scale[kPanels];
-  typename Weights::Block blocks[kPanels];
-  for (int p = 0; p < kPanels; ++p) {
-    if constexpr (Weights::kScaled) scale[p] = Weights::scale(header[p], sub, stride);
-    blocks[p].set(data[p], stride);
-  }
+  if constexpr (Weights::kScaled)
+    for (int p = 0; p < kPanels; ++p) scale[p] = Weights::scale(header[p], sub, stride);
+  typename Weights::Block blocks[kBlocks][kPanels];
+  for (int block = 0; block < kBlocks; ++block)
+    for (int p = 0; p < kPanels; ++p)
+      blocks[block][p].set(data[p] + block * Weights::kInfo.data_bytes, stride);
   if constexpr (kRows) {
     FloatSums<kRows, kPanels, Weights::kScaled> products(sums);
-    for (int k = 0; k < kBlock; k += 4) {
-      unrolled<kPanels>([&](auto p) {
-        Vec::F w[4];
-        blocks[p].load4(k, w);
-        for (int i = 0; i < 4; ++i)
-          for (int row = 0; row < kRows; ++row)
-            products.local[row][p] =
-                Vec::fma(Vec::set1(a[row * kBlock + k + i]), w[i], products.local[row][p]);
-      });
+    for (int block = 0; block < kBlocks; ++block, a += block_stride) {
+      for (int k = 0; k < kBlock; k += 4) {
+        unrolled<kPanels>([&](auto p) {
+          Vec::F w[4];
+          blocks[block][p].load4(k, w);
+          for (int i = 0; i < 4; ++i)
+            for (int row = 0; row < kRows; ++row)
+              products.local[row][p] =
+                  Vec::fma(Vec::set1(a[row * kBlock + k + i]), w[i], products.local[row][p]);
+        });
+      }
     }
     products.finish(scale, sums);
   } else {
-    Vec::F w[kBlock][kPanels];
-    for (int p = 0; p < kPanels; ++p) {
-      for (int k = 0; k < kBlock; k += 4) {
-        Vec::F four[4];
-        blocks[p].load4(k, four);
-        for (int i = 0; i < 4; ++i) w[k + i][p] = four[i];
+    Vec::F w[kBlocks * kBlock][kPanels];
+    for (int block = 0; block < kBlocks; ++block) {
+      for (int p = 0; p < kPanels; ++p) {
+        for (int k = 0; k < kBlock; k += 4) {
+          Vec::F four[4];
+          blocks[block][p].load4(k, four);
+          for (int i = 0; i < 4; ++i) w[block * kBlock + k + i][p] = four[i];
+        }
       }
     }
-    multiply_floats<kPanels, Weights::kScaled>(a, act.rows, w, scale, sums);
+    multiply_floats<kBlocks, kPanels, Weights::kScaled>(a, act.rows, w, scale, sums);
   }
 }

@@ -5,7 +5,7 @@
 //
 // For a few vectors of outputs (kLanes / 8 panels each) at a time, blocks of 32 of K ascend; a
 // block's weights are unpacked once and meet all rows of the tile. Every output therefore sums K in
-// one order (floats: k ascending in one chain, or with a scale in one per block; integers: exact
+// one order (floats: k ascending in one chain, or with a scale in one per 64; integers: exact
 // inside a block; blocks ascending in one chain), with the same operations whatever the number of
 // rows: a row's bits do not depend on its company.
 //
@@ -16,11 +16,19 @@
 #include "kernels/block_float-inl.h"
 #include "kernels/block_int-inl.h"
 
-// One block of all rows and panels, by the way that suits format and number of rows.
-template <class Weights, int kRows, int kPanels>
-inline void multiply_block(const std::byte* const (&data)[kPanels],
-                           const std::byte* const (&header)[kPanels], int sub, int64_t stride,
-                           const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
+// Blocks that are multiplied together: two of floats, whose sums are loaded and stored half as
+// often.
+template <class Weights, int kRows>
+constexpr int blocks_at_once() {
+  if (Weights::kInteger) return 1;
+  return !kRows && requires { Weights::kMultipliesTile; } ? 1 : 2;
+}
+
+// kBlocks blocks of all rows and panels, by the way that suits format and number of rows.
+template <class Weights, int kRows, int kBlocks, int kPanels>
+inline void multiply_blocks(const std::byte* const (&data)[kPanels],
+                            const std::byte* const (&header)[kPanels], int sub, int64_t stride,
+                            const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
   if constexpr (!kRows && requires { Weights::kMultipliesTile; }) {
     // A target's own instructions for a whole tile, in a struct derived from the format's.
     Weights::multiply(data, header, sub, stride, act, index, sums);
@@ -31,7 +39,7 @@ inline void multiply_block(const std::byte* const (&data)[kPanels],
       multiply_few<Weights, kRows, p>(data[p], header[p], sub, stride, act, index, sums);
     });
   } else {
-    multiply_float_block<Weights, kRows>(data, header, sub, stride, act, index, sums);
+    multiply_float_blocks<Weights, kRows, kBlocks>(data, header, sub, stride, act, index, sums);
   }
 }
 
@@ -76,25 +84,32 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
 
   const int64_t blocks = b.k_padded / kBlock;
   int64_t block = 0;
-  const auto multiply_next = [&](int sub) {
-    multiply_block<Weights, kRows>(data, header, sub, stride, args.a, block++, sums);
+  const auto multiply_next = [&](int sub, auto count) {
+    multiply_blocks<Weights, kRows, count>(data, header, sub, stride, args.a, block, sums);
+    block += count;
     for (int p = 0; p < kPanels; ++p) {
       const std::byte* const end = b.data + (panel + p * kVectorPanels + 1) * stride;
       for (int vector_panel = 0; vector_panel < kVectorPanels; ++vector_panel)
         prefetch_ahead<kRows, kStep>(data[p] + vector_panel * stride, end + vector_panel * stride,
-                                     kInfo.data_bytes, stride);
-      data[p] += kInfo.data_bytes;
+                                     count * kInfo.data_bytes, stride);
+      data[p] += count * kInfo.data_bytes;
     }
   };
   const auto next_group = [&] {
     for (int p = 0; p < kPanels; ++p) header[p] += kInfo.header_bytes;
   };
+  constexpr std::integral_constant<int, 1> kOne;
+  constexpr std::integral_constant<int, blocks_at_once<Weights, kRows>()> kAtOnce;
   if constexpr (kInfo.group == kBlock) {
-    for (; block < blocks; next_group()) multiply_next(0);
+    for (; block < blocks; next_group()) multiply_next(0, kOne);
   } else {
     const int64_t per_group = b.group_size ? b.group_size / kBlock : blocks;
-    for (int64_t end = per_group; block < blocks; end += per_group, next_group())
-      for (int sub = 0; block < end && block < blocks; ++sub) multiply_next(sub);
+    for (int64_t end = per_group; block < blocks; end += per_group, next_group()) {
+      const int64_t stop = std::min(end, blocks);
+      int sub = 0;
+      for (; block + kAtOnce <= stop; sub += kAtOnce) multiply_next(sub, kAtOnce);
+      for (; block < stop; ++sub) multiply_next(sub, kOne);
+    }
   }
 
   for (int p = 0; p < kPanels; ++p) {
