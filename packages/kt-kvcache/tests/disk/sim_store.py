@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store over simulated files."""
+
+from kt_kvcache import Arena, KVStore, StoreConfig
+from kt_kvcache.disk.tier import DiskTier
+from kt_kvcache.eviction import LruPolicy
+from kt_kvcache.page_mover import ThreadPageMover
+from kt_kvcache.ram_tier import RamTier
+
+from .known_pages import PAGE_TOKENS, SLOT_BYTES, STRIDES
+from .sim_files import SimFiles
+
+
+def sim_store(files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64) -> KVStore:
+    arena = Arena.allocate(num_pages, STRIDES)
+    ram = RamTier(num_pages, LruPolicy())
+    disk_bytes = disk_pages * (SLOT_BYTES + 512) + 8 * 4096
+    mover = ThreadPageMover(1, 1 << 20, preadv=files.preadv, pwritev=files.pwritev)
+    disk = DiskTier(
+        files,
+        mover,
+        ram,
+        arena,
+        LruPolicy(),
+        page_tokens=PAGE_TOKENS,
+        disk_bytes=disk_bytes,
+        min_free_bytes=0,
+        inflight_bytes=1 << 20,
+        durability_s=5,
+    )
+    return KVStore(StoreConfig(num_pages, PAGE_TOKENS, disk_bytes=disk_bytes), arena, ram, disk)
