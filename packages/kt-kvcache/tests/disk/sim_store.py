@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A store over simulated files."""
 
-from kt_kvcache import Arena, KVStore, StoreConfig
+from kt_kvcache import Arena, Completion, KVStore, StoreConfig
 from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.eviction import LruPolicy
 from kt_kvcache.page_mover import ThreadPageMover
@@ -29,3 +29,16 @@ def sim_store(files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64) -> 
         durability_s=5,
     )
     return KVStore(StoreConfig(num_pages, PAGE_TOKENS, disk_bytes=disk_bytes), arena, ram, disk)
+
+
+def look(store: KVStore) -> None:
+    """Has a store look now at what other processes did, as it does every second."""
+    done: Completion[None] = Completion()
+
+    def refresh() -> None:
+        store._disk._worker._survey.refresh()
+        store._disk._worker._free_vacated()
+        done.settle(None)
+
+    store._disk._worker._call(refresh, done, None)
+    done.result(30)
