@@ -41,6 +41,12 @@ def fill(space: Space, tokens: list[int]) -> Chain:
     return chain
 
 
+def crowd_out(store: KVStore) -> None:
+    """Has other pages take all of a memory of 32 pages."""
+    fill(space_of(store), [9] * 128)
+    store.flush(durable=False).result(30)  # what is being written cannot be evicted
+
+
 def assert_right(lease: Lease, chain: Chain) -> None:
     view = lease.view()
     for i in range(lease.num_pages):

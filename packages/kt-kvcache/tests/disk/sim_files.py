@@ -209,7 +209,8 @@ class SimFiles:
             return False
 
     def free_bytes(self):
-        return self.space
+        with self.disk.lock:
+            return self.space - sum(len(inode.content) for inode in self.disk.names.values())
 
     def close_all(self):
         for fd in list(self.open_files):

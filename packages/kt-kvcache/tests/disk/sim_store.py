@@ -33,12 +33,6 @@ def sim_store(files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64) -> 
 
 def look(store: KVStore) -> None:
     """Has a store look now at what other processes did, as it does every second."""
-    done: Completion[None] = Completion()
-
-    def refresh() -> None:
-        store._disk._worker._survey.refresh()
-        store._disk._worker._free_vacated()
-        done.settle(None)
-
-    store._disk._worker._call(refresh, done, None)
-    done.result(30)
+    worker = store._disk._worker
+    worker._call(lambda: setattr(worker, "_next_refresh", 0.0), Completion(), None)
+    store.flush(durable=False).result(30)

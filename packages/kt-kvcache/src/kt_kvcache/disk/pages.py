@@ -286,15 +286,17 @@ class DiskPages:
         with self._lock:
             self._bad.update(places)
 
-    def absorb(self, changes: Sequence[tuple[Segment, Changes]]) -> tuple[int, list[int]]:
+    def absorb(
+        self, changes: Sequence[tuple[Segment, Changes]]
+    ) -> list[tuple[Segment, int, Record]]:
         """Brings the index up to date with records that were read.
 
         Returns:
-            Pages added, and places of owned segments whose record has no place in the tree: a
-            duplicate, or a page whose parent is not there.
+            Records without a place in the tree, with their segment and slot: pages whose parent
+            is not there, and for segments of our own also duplicates.
         """
         with self._lock:
-            found: list[tuple[int, bool, int, int, PageName]] = []
+            found: list[tuple[int, bool, int, int, Record]] = []
             for segment, records in changes:
                 first = self._number(segment) << _SLOT_BITS
                 for slot, record in records:
@@ -302,33 +304,34 @@ class DiskPages:
                     if old is not None and old.attached:
                         self._remove(old)
                     if record is not None and record.name is not None:
-                        name = record.name
-                        other = not segment.owned
-                        found.append((name.position, other, -record.created_ns, first | slot, name))
+                        age = -record.created_ns
+                        position, other = record.name.position, not segment.owned
+                        found.append((position, other, age, first | slot, record))
             # Parents first; among copies of a page one of our own, and the newest.
             found.sort(key=lambda entry: entry[:4])
             added: list[tuple[int, int, CachedPage]] = []
-            surplus, num_added = [], 0
-            for position, other, created, place, name in found:
+            surplus = []
+            for position, other, age, place, record in found:
+                name = record.name
+                assert name is not None  # or it is not in the list
                 if position == 0:
                     self._index.root(name.ns_key)
                 page, state = self._index.publish(name, position, place)
                 if page is not None and state is PageState.PUBLISHED:
-                    num_added += 1
                     segment, slot = self.locate(place)
                     segment.pages[slot] = page
                     if not other:
-                        added.append((-created, position, page))
+                        added.append((-age, position, page))
                     continue
                 if page is not None:
                     self._index.unpin(page)
-                if not other:
-                    surplus.append(place)
+                if not other or page is None:
+                    surplus.append((*self.locate(place), record))
             # The order of use died with their process; that of their making is the best guess.
             added.sort(key=lambda entry: entry[:2])
             for _, _, page in added:
                 self._index.unpin(page)
-            return num_added, surplus
+            return surplus
 
     def drop(self, ns_key: bytes, chain: Chain | None) -> list[int]:
         """Drops a namespace, or the subtree at the chain's last full page; returns its places."""

@@ -24,7 +24,6 @@ from kt_kvcache.disk.format import (
     SlotShape,
     StoreFile,
     pack_store,
-    parse_header,
     parse_store,
 )
 from kt_kvcache.disk.segment import DIRECTORY, SLOTS, Segment
@@ -234,20 +233,24 @@ class Root:
         """Removes one segment that nobody owns and that is not a whole one of `shape`."""
         for name in sorted(self.segment_names(), key=self.last_change):
             try:
+                segment = Segment.open(self.files, name)
                 fd = self.files.open(name + DIRECTORY)
             except FileNotFoundError:
                 continue
             try:
-                header = parse_header(self.files.pread(fd, HEADER_BYTES, 0))
-                ours = header is not None and header.store_id == self.store.store_id
-                if header is not None and ours and header.shape == shape:
+                if segment is not None and self._is_ours(segment.header, shape):
                     continue
                 if self.files.try_lock(fd):
                     self._remove(name)
                     return True
             finally:
                 self.files.close(fd)
+                if segment is not None:
+                    segment.close()
         return False
+
+    def _is_ours(self, header: SegmentHeader, shape: SlotShape | None) -> bool:
+        return header.shape == shape and header.store_id == self.store.store_id
 
     def _remove(self, name: str) -> None:
         for suffix in (DIRECTORY, SLOTS):  # without a directory, slots are nothing

@@ -8,7 +8,7 @@ record is right by itself or it is not there, and payloads are verified when the
 import time
 from contextlib import suppress
 
-from kt_kvcache.disk.format import SlotShape
+from kt_kvcache.disk.format import Record, SlotShape
 from kt_kvcache.disk.pages import Changes, DiskPages
 from kt_kvcache.disk.root import Root
 from kt_kvcache.disk.segment import Segment
@@ -25,6 +25,8 @@ class Survey:
         self._drops_seen = b""
         # Segments that hold nothing for us: other shapes, other versions.
         self._other: set[str] = set()
+        # Pages of others whose parent is not known: its record may be read later than theirs.
+        self._orphans: dict[Segment, dict[int, Record]] = {}
 
     def recover(self) -> None:
         """Reads all segments; owns those that nobody has.
@@ -44,10 +46,10 @@ class Survey:
         changes, unread = self._read(opened)
         for segment, _ in changes:
             self._pages.add_segment(segment)
-        _, surplus = self._pages.absorb(changes)
+        surplus = self._pages.absorb(changes)
+        self._keep_orphans(surplus)
         spare: dict[Segment, set[int]] = {}
-        for place in surplus:
-            segment, slot = self._pages.locate(place)
+        for segment, slot, _ in surplus:
             spare.setdefault(segment, set()).add(slot)
         for segment, _ in changes:
             if not segment.owned:
@@ -80,7 +82,7 @@ class Survey:
         if drops != self._drops_seen:
             stale += [segment for segment in known if segment.owned]
         changes, unread = self._read(stale)
-        self._pages.absorb(changes)
+        self._absorb(changes)
         if not unread:
             self._drops_seen = drops
         if others and not self._root.files.read_only:
@@ -90,12 +92,34 @@ class Survey:
         """Tells the owners of segments that records of theirs were freed."""
         self._drops_seen = self._root.announce_drop()
 
+    def _absorb(self, changes: list[tuple[Segment, Changes]]) -> None:
+        if changes:
+            self._keep_orphans(self._pages.absorb([*self._take_orphans(changes), *changes]))
+
+    def _keep_orphans(self, surplus: list[tuple[Segment, int, Record]]) -> None:
+        for segment, slot, record in surplus:
+            if not segment.owned:
+                self._orphans.setdefault(segment, {})[slot] = record
+
+    def _take_orphans(
+        self, changes: list[tuple[Segment, Changes]]
+    ) -> list[tuple[Segment, Changes]]:
+        """Returns the orphans whose records are none of `changes`, to be tried once more."""
+        orphans, self._orphans = self._orphans, {}
+        for segment, records in changes:
+            for slot, _ in records:
+                orphans.get(segment, {}).pop(slot, None)
+        known = self._pages.segments()
+        return [
+            (segment, list(orphans[segment].items())) for segment in orphans if segment in known
+        ]
+
     def _adopt(self, others: list[Segment]) -> None:
         """Owns the segments of processes that died."""
         with self._root.locked():
             orphaned = [segment for segment in others if segment.try_lock()]
         changes, _ = self._read(orphaned)
-        self._pages.absorb(changes)
+        self._absorb(changes)
         for segment, _ in changes:
             unused = self._pages.own(segment)
             if self._free(segment, unused):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from kt_kvcache.arena import Arena
@@ -49,6 +50,14 @@ class Offer:
 
 
 @dataclass(slots=True)
+class _Call:
+    """Something else to be done by the thread, in its turn."""
+
+    run: Callable[[], None]
+    cannot: Callable[[], None]
+
+
+@dataclass(slots=True)
 class _Flight:
     """Pages on their way to the drive."""
 
@@ -83,7 +92,7 @@ class Worker:
         self._limit = inflight_bytes
         self._durability_s = durability_s
         self._changed = threading.Condition()
-        self._queue: deque[Offer | Callable[[], None]] = deque()
+        self._queue: deque[Offer | _Call] = deque()
         self._closing = False
         self._flights: deque[_Flight] = deque()
         self._inflight_bytes = 0
@@ -155,9 +164,10 @@ class Worker:
         self._thread.join()
 
     def _call(self, call: Callable[[], None], result: Completion[T], closed: T) -> None:
+        """Has the thread run a call that settles `result`, which is `closed` if it never will."""
         with self._changed:
             if not self._closing:
-                self._queue.append(call)
+                self._queue.append(_Call(call, partial(result.settle, closed)))
                 self._changed.notify()
                 return
         result.settle(closed)
@@ -165,19 +175,25 @@ class Worker:
     # The thread
 
     def _run(self) -> None:
-        while True:
-            item = self._next()
-            if item is None:
-                break
-            if isinstance(item, Offer):
-                self._write(item)
-            else:
-                item()
-            self._tick()
-        self._land_all()
-        self._sync()
+        try:
+            while (item := self._next()) is not None:
+                if isinstance(item, Offer):
+                    self._write(item)
+                else:
+                    item.run()
+                self._tick()
+            self._land_all()
+            self._sync()
+        finally:  # also where a bug ends the thread: nobody must wait for it for ever
+            with self._changed:
+                self._closing = True
+                left = list(self._queue)
+                self._queue.clear()
+            for item in left:
+                if isinstance(item, _Call):
+                    item.cannot()
 
-    def _next(self) -> Offer | Callable[[], None] | None:
+    def _next(self) -> "Offer | _Call | None":
         """Waits for something to do, landing what flies and looking around meanwhile."""
         while True:
             with self._changed:
@@ -273,7 +289,7 @@ class Worker:
                 segment = self._root.create_segment(self._shape)
             except OSError as error:
                 segment = None
-                self._counters.io_errors += error.errno != errno.ENOSPC
+                self._count(error)
             if segment is None:
                 self._full_until = time.monotonic() + _REFRESH_S
                 break
@@ -379,9 +395,12 @@ class Worker:
 
     def _failed(self, error: OSError) -> None:
         """Leaves the drive alone for a while; reading goes on."""
-        if error.errno == errno.ENOSPC:
+        self._count(error)
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+
+    def _count(self, error: OSError) -> None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._counters.no_space += 1
         else:
             self._counters.io_errors += 1
-        self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
