@@ -11,6 +11,7 @@ import warnings
 import pytest
 
 from kt_kvcache import Completion, Extra, LoadResult, StaleHandle
+from kt_kvcache.page_mover import ThreadPageMover
 
 from .known_pages import SLOT_BYTES, assert_right, content, fill, loaded, space_of
 
@@ -163,32 +164,26 @@ def test_a_load_can_be_awaited_and_called_back(open_store):
     assert seen == [0]
 
 
-class SlowReads:
-    """Holds reads back until told."""
-
-    def __init__(self, store):
-        self.go = threading.Event()
-        mover = store._disk._mover
-        preadv = mover._preadv
-
-        def slow(*args):
-            self.go.wait(30)
-            return preadv(*args)
-
-        mover._preadv = slow
-
-
+@pytest.fixture
 def slow_store(open_store, monkeypatch):
+    """A store with TOKENS on disk only, and the event that its reads wait for."""
     monkeypatch.setattr("kt_kvcache.load._BATCH_BYTES", 4 * SLOT_BYTES)
     with open_store() as store:
         fill(space_of(store), TOKENS)
-    monkeypatch.setattr("kt_kvcache.page_mover.HAS_CORE", False)  # whose reads nobody can hold
-    store = open_store()
-    return store, SlowReads(store)
+    store, go = open_store(), threading.Event()
+
+    def preadv(*args):
+        go.wait(30)
+        return os.preadv(*args)
+
+    store._disk._mover.close()
+    store._disk._mover = ThreadPageMover(preadv=preadv)
+    yield store, go
+    go.set()
 
 
-def test_a_deadline_is_kept_whatever_the_drive_does(open_store, monkeypatch):
-    store, reads = slow_store(open_store, monkeypatch)
+def test_a_deadline_is_kept_whatever_the_drive_does(slow_store):
+    store, go = slow_store
     space = space_of(store)
     chain = space.chain(TOKENS)
     with space.acquire(chain) as lease:
@@ -198,15 +193,15 @@ def test_a_deadline_is_kept_whatever_the_drive_does(open_store, monkeypatch):
         assert time.monotonic() - start < 2
         assert lease.num_tokens == 0
         assert store.stats().reserved_pages == 20  # the reads still use them
-    reads.go.set()
+    go.set()
     wait_until(lambda: store.stats().reserved_pages == 0)
     store.check_integrity()
     assert store.stats().disk.counters.missed_deadlines == 1
     assert loaded(space, chain) == 80
 
 
-def test_cancelling_and_releasing_detach_a_load(open_store, monkeypatch):
-    store, reads = slow_store(open_store, monkeypatch)
+def test_cancelling_and_releasing_detach_a_load(slow_store):
+    store, go = slow_store
     space = space_of(store)
     chain = space.chain(TOKENS)
     cancelled = space.acquire(chain)
@@ -218,7 +213,7 @@ def test_cancelling_and_releasing_detach_a_load(open_store, monkeypatch):
     released.load()
     for lease in (cancelled, released):
         lease.release()
-    reads.go.set()
+    go.set()
     wait_until(lambda: store.stats().reserved_pages == 0)
     store.check_integrity()
     assert store.stats().open_leases == 0
@@ -264,14 +259,14 @@ def test_drop_is_for_good(open_store):
         assert loaded(space, space.chain(TOKENS)) == num_tokens
 
 
-def test_a_dropped_page_does_not_come_back_by_a_running_load(open_store, monkeypatch):
-    store, reads = slow_store(open_store, monkeypatch)
+def test_a_dropped_page_does_not_come_back_by_a_running_load(slow_store):
+    store, go = slow_store
     space = space_of(store)
     chain = space.chain(TOKENS)
     with space.acquire(chain) as lease:
         load = lease.load()
         assert space.drop(space.chain(TOKENS[:4])) == 20
-        reads.go.set()
+        go.set()
         assert load.result(30) == LoadResult(0, 0, "dropped")
     assert loaded(space, chain) == 0
 
