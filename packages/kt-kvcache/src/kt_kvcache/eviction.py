@@ -10,6 +10,9 @@ from kt_kvcache.page_heap import PageHeap
 class EvictionPolicy(Protocol):
     """Holds exactly the pages that may be evicted now: cached, unpinned, without children."""
 
+    def admit(self, page: CachedPage) -> None:
+        """The page entered the index, with pins."""
+
     def add(self, page: CachedPage) -> None:
         """The page became evictable."""
 
@@ -30,6 +33,9 @@ class LruPolicy:
     def __init__(self) -> None:
         """Starts with no pages."""
         self._pages = PageHeap()
+
+    def admit(self, page: CachedPage) -> None:
+        """The page entered the index, with pins."""
 
     def add(self, page: CachedPage) -> None:
         """The page became evictable."""

@@ -132,6 +132,8 @@ class PageIndex:
         self.pin(parent)  # as the parent of a pinned page
         page = self.by_hash[page_hash] = CachedPage(page_hash, parent, body, page_id)
         insort(parent.children, page, key=_body)
+        parent.num_branches += 1
+        self.policy.admit(page)
         if self._streams:
             self._push(Stored(page_hash, parent.hash, self.tier))
         return page, PageState.PUBLISHED

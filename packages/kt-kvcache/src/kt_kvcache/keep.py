@@ -23,6 +23,10 @@ class KeepingPolicy:
         self._clock = clock
         self._kept = PageHeap()
 
+    def admit(self, page: CachedPage) -> None:
+        """The page entered the index, with pins."""
+        self._inner.admit(page)
+
     def add(self, page: CachedPage) -> None:
         """The page became evictable."""
         if page.kept_until > self._clock():

@@ -29,6 +29,8 @@ class CachedPage:
             another body stands beside the place where that body would stand.
         pins: holders of this very page, plus children (in the index or dropped) with pins.
             A root starts with one pin, so that it never becomes evictable.
+        num_branches: children it has ever had, those of its time in the cache before this too as far
+            as the policy remembers: how often a sequence went its own way from here.
         last_used: clock of the index when its pins last fell to zero.
         kept_until: when a soft pin ends, in seconds of the store's clock; 0 without one.
         attached: whether it is in the index; a dropped page lives on, detached, while pinned.
@@ -41,6 +43,7 @@ class CachedPage:
         "hash",
         "kept_until",
         "last_used",
+        "num_branches",
         "page_id",
         "parent",
         "pins",
@@ -56,6 +59,7 @@ class CachedPage:
         self.page_id = page_id
         self.children: list[CachedPage] = []
         self.pins = 1
+        self.num_branches = 0
         self.last_used = 0
         self.kept_until = 0.0
         self.attached = True
