@@ -29,8 +29,8 @@ class CachedPage:
             another body stands beside the place where that body would stand.
         pins: holders of this very page, plus children (in the index or dropped) with pins.
             A root starts with one pin, so that it never becomes evictable.
-        num_branches: children it has ever had, those of its time in the cache before this too as far
-            as the policy remembers: how often a sequence went its own way from here.
+        num_branches: children it has ever had: how often a sequence went its own way from here.
+            Those of an earlier stay in the cache count as far as the policy remembers them.
         last_used: clock of the index when its pins last fell to zero.
         kept_until: when a soft pin ends, in seconds of the store's clock; 0 without one.
         attached: whether it is in the index; a dropped page lives on, detached, while pinned.

@@ -15,7 +15,7 @@ from kt_kvcache.disk.files import OsFiles
 from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.errors import require_int
 from kt_kvcache.events import EventStream
-from kt_kvcache.eviction import LruPolicy
+from kt_kvcache.eviction import BranchPolicy
 from kt_kvcache.identity import Geometry, Identity, ns_key, tenant_tag
 from kt_kvcache.page_mover import open_page_mover
 from kt_kvcache.ram_tier import RamTier
@@ -104,7 +104,7 @@ class KVStore:
             raise ValueError(
                 f"[kvstore.open] arena must have {config.num_pages} pages; got {arena.num_pages}"
             )
-        tier = RamTier(config.num_pages, LruPolicy(), clock)
+        tier = RamTier(config.num_pages, BranchPolicy(), clock)
         if root is None:
             return cls(config, arena, tier)
         if arena is None or not config.disk_bytes:
@@ -119,7 +119,7 @@ class KVStore:
                 open_page_mover(config.inflight_bytes),
                 tier,
                 arena,
-                LruPolicy(),
+                BranchPolicy(),
                 page_tokens=config.page_tokens,
                 disk_bytes=config.disk_bytes,
                 min_free_bytes=config.min_free_bytes,

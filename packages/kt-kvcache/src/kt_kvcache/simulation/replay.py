@@ -44,7 +44,7 @@ def hashed(trace: Sequence[Request]) -> list[HashedRequest]:
 
 def working_set(trace: Sequence[HashedRequest]) -> int:
     """Returns the number of different pages in a trace."""
-    return len({page_hash for request in trace for page_hash in _hashes(request)})
+    return len({page_hash for request in trace for page_hash in page_hashes(request)})
 
 
 def replay(
@@ -84,7 +84,7 @@ class OptimalPolicy:
         """Notes when each page of the trace is asked for."""
         self._uses: dict[bytes, list[int]] = {}
         for i, request in enumerate(trace):
-            for page_hash in _hashes(request):
+            for page_hash in page_hashes(request):
                 self._uses.setdefault(page_hash, []).append(i)
         self._now = -1
         self._pages = PageHeap()
@@ -117,5 +117,7 @@ class OptimalPolicy:
         return len(self._pages)
 
 
-def _hashes(request: HashedRequest) -> list[bytes]:
-    return [page_hash for page_hash, _ in request.chain.links(request.chain.num_pages)]
+def page_hashes(request: HashedRequest) -> list[bytes]:
+    """Returns the hashes of a request's pages."""
+    chain = request.chain
+    return [chain.page_hash(i) for i in range(chain.num_pages)]
