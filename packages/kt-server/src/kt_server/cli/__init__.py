@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `kt` command: serve, chat, run, bench, doctor. Parses and prints; the work is done
+"""The `kt` command: serve, chat, run, bench, cache, doctor. Parses and prints; the work is done
 elsewhere."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import typer
 
 from kt_server import __version__
 from kt_server.cli.bench import bench as bench_command
+from kt_server.cli.cache import cache as cache_commands
 from kt_server.cli.chat import chat as chat_command
 from kt_server.cli.doctor import doctor as doctor_command
 from kt_server.cli.run import run as run_command
@@ -29,6 +30,7 @@ app.command("chat")(chat_command)
 app.command("bench")(bench_command)
 app.command("run")(run_command)
 app.command("doctor")(doctor_command)
+app.add_typer(cache_commands, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

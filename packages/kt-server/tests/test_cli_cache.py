@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kt cache` on a directory that a store wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from kt_kvcache import Arena, Geometry, Group, Identity, KVStore, StoreConfig
+from kt_server.cli import app
+
+GEOMETRY = Geometry(page_tokens=4, groups=(Group("kv", 1, 8192),))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Six pages of one tenant, two of another."""
+    config = StoreConfig(num_pages=32, page_tokens=4, disk_bytes=8 << 20, min_free_bytes=0)
+    arena = Arena([np.ones((32, 8192), np.uint8)])
+    with KVStore.open(tmp_path / "kv", config=config, arena=arena) as store:
+        for tenant, num_pages in (("a", 6), ("b", 2)):
+            space = store.space(Identity(weights="w", kv_format="u8"), GEOMETRY, tenant)
+            chain = space.chain(list(range(4 * num_pages)))
+            with space.reserve(chain, 0, num_pages) as writer:
+                writer.commit(num_pages, after=None)
+    return tmp_path / "kv"
+
+
+def kt(*arguments: str | Path, status: int = 0) -> list[str]:
+    result = CliRunner().invoke(app, ["cache", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result.stdout.splitlines()
+
+
+def test_stats_and_ls(root: Path) -> None:
+    rows = dict(line.split(None, 1) for line in kt("stats", root))
+    assert rows["in"].endswith("8 pages")
+    assert (rows["namespaces"], rows["segments"]) == ("2", "1")
+    _, *spaces = kt("ls", root)
+    assert sorted(int(line.split()[1]) for line in spaces) == [8, 24]
+
+
+def test_drop_takes_one_namespace_by_its_first_digits_or_all(root: Path) -> None:
+    key = next(line.split()[0] for line in kt("ls", root)[1:] if line.split()[1] == "24")
+    with pytest.raises(ValueError, match=r"exactly one; got 'xyz', which 0 begin with"):
+        kt("drop", root, "xyz")
+    for wrong in ([], [key, "--all"]):
+        with pytest.raises(ValueError, match="drop needs a namespace or --all"):
+            kt("drop", root, *wrong)
+    assert kt("drop", root, key[:12]) == ["dropped 6 pages"]
+    assert kt("drop", root, "--all") == ["dropped 2 pages"]
+    assert len(kt("ls", root)) == 1
+
+
+def test_verify_finds_what_scrub_drops(root: Path) -> None:
+    assert kt("verify", root) == ["8 pages, 0.000 GB: 0 damaged"]
+    (slots,) = root.glob("*.kvs")
+    with slots.open("r+b") as opened:
+        opened.write(b"\0\0\0\0")
+    assert kt("verify", root, status=1)[0] == "8 pages, 0.000 GB: 1 damaged"
+    assert kt("scrub", root) == ["8 pages, 0.000 GB: 1 dropped"]
+    assert kt("verify", root) == ["7 pages, 0.000 GB: 0 damaged"]
+
+
+def test_a_directory_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must hold a store"):
+        kt("stats", tmp_path)
