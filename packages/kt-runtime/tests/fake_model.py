@@ -68,6 +68,7 @@ class RecordedGraph:
     def __init__(self, num_rows: Tensor) -> None:
         self.num_rows = num_rows
         self.ops: list[Callable[[], None]] = []
+        self.eager_ops: list[str] = []
         self.replays = 0
 
     def replay(self) -> None:
@@ -110,10 +111,13 @@ class FakeCausalLM:
         logits = self._compute(batch, kv, len(batch.input_ids))
         return logits if batch.logits_rows is None else logits[batch.logits_rows.long()]
 
-    def new_graph(self, num_rows: Tensor) -> tuple[RecordedGraph, Any]:
-        graph = RecordedGraph(num_rows)
-        self.graphs.append(graph)
-        return graph, graph
+    def graphs_of(self, num_rows: Tensor, capacity: int) -> Callable[[], tuple[RecordedGraph, Any]]:
+        def new_graph() -> tuple[RecordedGraph, Any]:
+            graph = RecordedGraph(num_rows)
+            self.graphs.append(graph)
+            return graph, graph
+
+        return new_graph
 
     def _compute(self, batch: Batch, kv: Sequence[KVLayer], live: int) -> Tensor:
         keys = kv[0].k.view(-1)
@@ -166,7 +170,7 @@ def fake_engine(
     )
     backend = Backend(
         ops=None,  # type: ignore[arg-type]  # the fake model calls no ops
-        new_graph=model.new_graph,
+        graphs_of=model.graphs_of,
         kernel_target=lambda: "fake",
         op_counts=dict,
         version="0",

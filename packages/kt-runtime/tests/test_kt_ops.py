@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kt_kernel import Graph, ThreadPool
+from kt_kernel import ThreadPool
 from kt_runtime.ops.kt_ops import PROJECTIONS, KtOps
+from kt_runtime.ops.recording import Recording
 from kt_runtime.ops.torch_ops import TorchOps
 from kt_runtime.protocols import ModelShape, Projection, RopeTable, Router
 
@@ -265,17 +266,17 @@ def test_recorded_ops_read_their_inputs_anew_at_each_replay(
 ) -> None:
     kt, _ = both
     weight, x, y = kt.pack_linear(randn(32, 32), "int8"), randn(3, 32), randn(3, 32, seed=1)
-    graph = Graph(kt.pool)
-    recorder = kt.recorder(graph)
+    recording = Recording(kt.pool)
+    recorder = kt.recorder(recording)
 
     def compute(ops: KtOps) -> Tensor:
         return ops.swiglu(ops.swiglu(ops.linear(x, weight), y), x)
 
     out = compute(recorder)
-    assert len(graph) == 3
+    assert len(recording.graph) == 3
     for seed in (0, 5):
         x.copy_(randn(3, 32, seed=seed))
-        graph.replay()
+        recording.replay()
         assert torch.equal(out, compute(kt))
 
 
@@ -283,15 +284,15 @@ def test_recorded_outputs_live_with_the_graph(both: tuple[KtOps, TorchOps]) -> N
     """Buffers between ops are held by the graph alone; reusing their memory would be seen."""
     kt, _ = both
     x = randn(64, 64)
-    graph = Graph(kt.pool)
-    recorder = kt.recorder(graph)
+    recording = Recording(kt.pool)
+    recorder = kt.recorder(recording)
     double = kt.pack_linear(2 * torch.eye(64), "float32")
     out = x
     for _ in range(4):
         out = recorder.linear(out, double)
     gc.collect()
     litter = [torch.full((64, 64), torch.nan) for _ in range(16)]
-    graph.replay()
+    recording.replay()
     torch.testing.assert_close(out, 16 * x)
     assert all(bool(t.isnan().all()) for t in litter)
 

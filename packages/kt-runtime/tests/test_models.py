@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kt_kernel import Graph, ThreadPool
+from kt_kernel import ThreadPool
 from kt_runtime.models.registry import load_model
 from kt_runtime.ops.kt_ops import KtOps
+from kt_runtime.ops.recording import Recording, RowBuffers
 from kt_runtime.ops.torch_ops import TorchOps
 from kt_runtime.protocols import Batch, CausalLM
 
@@ -123,13 +124,13 @@ def test_replayed_graph_gives_the_bits_of_eager_ops(name: str) -> None:
 
     static = decode_buffers(capacity=4, max_pages=replayed.block_table.shape[1])
     num_rows = torch.tensor([2], dtype=torch.int32)
-    graph = Graph(ops.pool, num_rows)
-    graph_logits = model.forward(ops.recorder(graph), static, replayed.kv)
+    recording = Recording(ops.pool, num_rows, RowBuffers(4))
+    graph_logits = model.forward(ops.recorder(recording), static, replayed.kv)
     for step in range(20, 24):
         new = [[p[step]] for p in prompts]
         want = model.forward(ops, eager.batch([0, 1], new), eager.kv)
         copy_rows(replayed.batch([0, 1], new), static)
-        graph.replay()
+        recording.replay()
         assert torch.equal(graph_logits[:2], want)
 
 
@@ -160,7 +161,7 @@ def test_recorder_refuses_selected_rows() -> None:
     pages = PagedSequences(model.shape, 1, 8)
     batch = pages.batch([0], [[1, 2]], logits_rows=[1])
     with pytest.raises(ValueError, match=r"\[take_rows\] a recorded batch must want .* all rows"):
-        model.forward(ops.recorder(Graph(ops.pool)), batch, pages.kv)
+        model.forward(ops.recorder(Recording(ops.pool)), batch, pages.kv)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "glm4_moe"])

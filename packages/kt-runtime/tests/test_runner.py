@@ -109,7 +109,7 @@ def test_a_failing_replay_spoils_the_step_and_not_the_graph():
 @pytest.mark.parametrize("num_rows", [0, 9])
 def test_batches_that_no_bucket_holds_are_refused(num_rows):
     model = FakeCausalLM()
-    graphs = CpuGraphRunner(model, [], model.new_graph, max_rows=8, max_pages=4)
+    graphs = CpuGraphRunner(model, [], model.graphs_of, max_rows=8, max_pages=4)
     rows = torch.zeros(num_rows, dtype=torch.int32)
     batch = Batch(rows, rows, rows, rows[:, None], rows, rows, None)
     assert not graphs.can_run(num_rows)

@@ -149,6 +149,7 @@ class FakeEngine:
             weight_format="native",
             weight_formats={"linear": "float32", "experts": "bf16"},
             kv_dtype="bf16",
+            eager_ops={},
             op_counts={"attention": 3},
             store_counters={"memory": {"hit_pages": 5}, "disk": {"hit_pages": 4, "io_errors": 0}},
             store_gauges={"memory": {"num_pages": 64.0}, "disk": {"allocated_bytes": 8192.0}},

@@ -102,11 +102,11 @@ def build_parts(
     computed_by = f"{backend.version}/{backend.kernel_target()}"
     store = ModelStore(config, kv, KVOrigin(fingerprint, model.weight_formats, computed_by))
     graphs = None
-    if backend.new_graph is not None and config.cpu_graph and not config.debug_numerics:
+    if backend.graphs_of is not None and config.cpu_graph and not config.debug_numerics:
         graphs = CpuGraphRunner(
             model,
             kv,
-            backend.new_graph,
+            backend.graphs_of,
             max_rows=config.max_num_seqs,
             max_pages=-(-max_model_len // config.page_size),
         )

@@ -249,6 +249,7 @@ class EngineStats:
         weight_format: as asked for.
         weight_formats: what each kind of matrix was packed to: {"experts": "int4", …}.
         kv_dtype: as resolved.
+        eager_ops: ops for which there is no kernel, and how often each divides a recorded decode.
         op_counts: how often each kernel op ran, the probe's included; empty for the torch backend.
         store_counters: by tier of the prefix store, "memory" and where there is one "disk", what it
             counts since it was opened: {"memory": {"hit_pages": 3, …}, …}. See kt_kvcache's Stats.
@@ -280,6 +281,7 @@ class EngineStats:
     weight_format: str
     weight_formats: Mapping[str, str]
     kv_dtype: str
+    eager_ops: Mapping[str, int]
     op_counts: Mapping[str, int]
     store_counters: Mapping[str, Mapping[str, int]]
     store_gauges: Mapping[str, Mapping[str, float]]

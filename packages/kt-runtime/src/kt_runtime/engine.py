@@ -336,6 +336,7 @@ class Engine:
             weight_formats=parts.weight_formats,
             kv_dtype=self.config.resolved_kv_dtype,
             **self._counters.snapshot(),
+            eager_ops=dict(runner.eager_ops),
             op_counts=parts.op_counts(),
             store_counters=store_counters,
             store_gauges=store_gauges,

@@ -183,6 +183,14 @@ class Ops(Protocol):
         ...
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor: ...
+    def eager(self, name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """An op for which there is no kernel: a function on torch tensors, whose first axis are the
+        rows of the batch, and so is that of its result. A row of it must depend on the same row of
+        the inputs alone. A recorded forward is divided there, which costs a wake-up of the threads
+        each time; `name` is reported.
+        """
+        ...
+
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor: ...
 
 
@@ -217,6 +225,11 @@ class CausalLM(Protocol):
 
 class GraphRunner(Protocol):
     """Runs decode batches from recorded graphs; one implementation per device."""
+
+    @property
+    def eager_ops(self) -> Mapping[str, int]:
+        """Ops of a forward that run between graphs, and how often; of what was recorded so far."""
+        ...
 
     def can_run(self, num_rows: int) -> bool: ...
     def run(self, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.config import EngineConfig
-from kt_runtime.exec.cpu_graph import ReplayableGraph
+from kt_runtime.exec.cpu_graph import GraphsOf, ReplayableGraph
 from kt_runtime.protocols import Ops
 
 
@@ -24,15 +24,14 @@ class Backend:
 
     Attributes:
         ops: runs eagerly.
-        new_graph: from a live-row buffer, (1,) int32, a graph and the Ops that record into it; None
-            where nothing is recorded.
+        graphs_of: makes graphs and the Ops that record into them; None where nothing is recorded.
         kernel_target: name of the instruction set in use.
         op_counts: how often each kernel op ran.
         version: of the code that computes: another one may round in another way.
     """
 
     ops: Ops
-    new_graph: Callable[[Tensor], tuple[ReplayableGraph, Ops]] | None
+    graphs_of: GraphsOf | None
     kernel_target: Callable[[], str]
     op_counts: Callable[[], Mapping[str, int]]
     version: str
@@ -56,8 +55,9 @@ def open_backend(config: EngineConfig, model: Fingerprint) -> Backend:
         ops = TorchOps(group_size=config.group_size)
         return Backend(ops, None, lambda: "torch", dict, f"torch {torch.__version__}")
 
-    from kt_kernel import Graph, ThreadPool, isa
+    from kt_kernel import ThreadPool, isa
     from kt_runtime.ops.kt_ops import KtOps
+    from kt_runtime.ops.recording import Recording, RowBuffers
 
     torch.set_num_threads(1)
     pool = ThreadPool(config.num_threads)
@@ -75,9 +75,14 @@ def open_backend(config: EngineConfig, model: Fingerprint) -> Backend:
         pack_cache=cache,
     )
 
-    def new_graph(num_rows: Tensor) -> tuple[ReplayableGraph, Ops]:
-        graph = Graph(pool, num_rows)
-        return graph, kt_ops.recorder(graph)
+    def graphs_of(num_rows: Tensor, capacity: int) -> Callable[[], tuple[ReplayableGraph, Ops]]:
+        buffers = RowBuffers(capacity)
+
+        def new_graph() -> tuple[ReplayableGraph, Ops]:
+            recording = Recording(pool, num_rows, buffers)
+            return recording, kt_ops.recorder(recording)
+
+        return new_graph
 
     kernels = f"kt-kernel {version('kt-kernel')}"
-    return Backend(kt_ops, new_graph, isa.active, pool.op_counts, kernels)
+    return Backend(kt_ops, graphs_of, isa.active, pool.op_counts, kernels)

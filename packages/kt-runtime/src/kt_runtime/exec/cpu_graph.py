@@ -4,7 +4,9 @@ recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,12 +16,24 @@ from torch import Tensor
 from kt_runtime.exec.buckets import bucket_for, bucket_sizes
 from kt_runtime.protocols import Batch, CausalLM, KVLayer, Ops
 
+_log = logging.getLogger(__name__)
+
 
 class ReplayableGraph(Protocol):
-    """A recorded sequence of ops (`kt_kernel.Graph`)."""
+    """A recorded sequence of ops (`ops.recording.Recording`)."""
+
+    @property
+    def eager_ops(self) -> Sequence[str]:
+        """Those for which there is no kernel, in order."""
+        ...
 
     def replay(self) -> None:
         """Run the recorded ops."""
+
+
+# From the live-row buffer, (1,) int32, and the most rows of a graph: makes a graph and the Ops that
+# record into it. All that one makes share their buffers.
+GraphsOf = Callable[[Tensor, int], Callable[[], tuple[ReplayableGraph, Ops]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +46,13 @@ class CpuGraphRunner:
     """Replays decode-shaped batches (a `GraphRunner`). A bucket is recorded when it is first
     needed.
 
-    All buckets share one set of input buffers. Rows beyond the live ones are padding: the graph
-    reads the live row count at replay and computes none of them, so padding costs no expert's
-    memory traffic.
+    All buckets share one set of input buffers, and of buffers between ops. Rows beyond the live
+    ones are padding: the graph reads the live row count at replay and computes none of them, so
+    padding costs no expert's memory traffic.
 
     Args:
         model, kv: what is recorded.
-        new_graph: from the live-row buffer, (1,) int32, a graph and the Ops that record into it.
+        graphs_of: makes graphs and the Ops that record into them.
         max_rows: most sequences in a step.
         max_pages: most pages of one sequence.
     """
@@ -47,22 +61,23 @@ class CpuGraphRunner:
         self,
         model: CausalLM,
         kv: Sequence[KVLayer],
-        new_graph: Callable[[Tensor], tuple[ReplayableGraph, Ops]],
+        graphs_of: GraphsOf,
         *,
         max_rows: int,
         max_pages: int,
     ) -> None:
         self._model = model
         self._kv = kv
-        self._new_graph = new_graph
         self._sizes = bucket_sizes(max_rows)
         self._recorded: dict[int, _Recorded] = {}
+        self._eager_ops: Mapping[str, int] = {}
         capacity = self._sizes[-1]
 
         def ints(*dims: int) -> Tensor:
             return torch.zeros(dims, dtype=torch.int32)
 
         self._num_rows = ints(1)
+        self._new_graph = graphs_of(self._num_rows, capacity)
         self._buffers = Batch(
             input_ids=ints(capacity),
             positions=ints(capacity),
@@ -73,6 +88,11 @@ class CpuGraphRunner:
             cu_seqlens_q=torch.arange(capacity + 1, dtype=torch.int32),
             logits_rows=None,
         )
+
+    @property
+    def eager_ops(self) -> Mapping[str, int]:
+        """Ops of a forward that run between graphs, and how often; of what was recorded so far."""
+        return self._eager_ops
 
     def can_run(self, num_rows: int) -> bool:
         """Whether a bucket holds this many rows."""
@@ -110,7 +130,7 @@ class CpuGraphRunner:
         buffers.block_table.numpy()[:num_rows, : pages.shape[1]] = pages
 
     def _record(self, bucket: int) -> _Recorded:
-        graph, ops = self._new_graph(self._num_rows)
+        graph, ops = self._new_graph()
         buffers = self._buffers
         inputs = Batch(
             input_ids=buffers.input_ids[:bucket],
@@ -121,4 +141,12 @@ class CpuGraphRunner:
             cu_seqlens_q=buffers.cu_seqlens_q[: bucket + 1],
             logits_rows=None,
         )
-        return _Recorded(graph, self._model.forward(ops, inputs, self._kv))
+        recorded = _Recorded(graph, self._model.forward(ops, inputs, self._kv))
+        if graph.eager_ops and not self._eager_ops:
+            self._eager_ops = Counter(graph.eager_ops)
+            _log.warning(
+                "no kernel computes %s: a decode step is replayed in %d parts",
+                ", ".join(self._eager_ops),
+                len(graph.eager_ops) + 1,
+            )
+        return recorded

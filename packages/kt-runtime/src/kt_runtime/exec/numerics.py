@@ -71,7 +71,7 @@ class _WatchedOps:
             # rope_write_kv returns nothing: it rotates its first argument in place.
             outputs = args[:1] if result is None else result
             for output in outputs if isinstance(outputs, tuple) else (outputs,):
-                self._look(name, output)
+                self._look(args[0] if name == "eager" else name, output)
             self._num_ops += 1
             return result
 

@@ -5,7 +5,7 @@ sampling."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class Runner:
         self.steps = 0
         self.graph_steps = 0
         self.seconds = 0.0
+
+    @property
+    def eager_ops(self) -> Mapping[str, int]:
+        """Ops that run between graphs, and how often in a forward."""
+        return {} if self._graphs is None else self._graphs.eager_ops
 
     def run(self, batch: Batch) -> Tensor:
         """→ logits (R, vocab_size) float32 of batch.logits_rows; valid until the next run.

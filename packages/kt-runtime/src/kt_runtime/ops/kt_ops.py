@@ -13,6 +13,7 @@ import kt_kernel
 from kt_kernel import Experts, Graph, Linear, MoE, Stream, ThreadPool
 from kt_runtime.checkpoint.gguf_blocks import dequantize
 from kt_runtime.ops.pack_cache import PackCache
+from kt_runtime.ops.recording import Recording
 from kt_runtime.protocols import Batch, KVLayer, Projection, QuantTensor, RopeTable, Router
 
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
@@ -32,7 +33,7 @@ class KtOps:
         pool: ThreadPool,
         max_tokens: int,
         group_size: int = 32,
-        stream: Stream | Graph | None = None,
+        recording: Recording | None = None,
         pack_cache: PackCache | None = None,
     ) -> None:
         """Settings.
@@ -41,22 +42,22 @@ class KtOps:
             pool: the threads that pack and compute.
             max_tokens: most rows of one call of experts packed here.
             group_size: weights per scale of int8 and int4: 32, 64 or 128.
-            stream: a Graph records what the ops are called with; None runs them at once.
+            recording: records what the ops are called with; None runs them at once.
             pack_cache: where packed experts are kept between starts, if anywhere.
         """
         self.pool = pool
         self.max_tokens = max_tokens
         self.group_size = group_size
         self._pack_cache = pack_cache
-        self._stream = Stream(pool) if stream is None else stream
+        self._recording = recording
+        self._stream: Stream | Graph = Stream(pool) if recording is None else recording.graph
 
-    def recorder(self, graph: Graph) -> KtOps:
-        """Ops whose calls are recorded on `graph`; weights packed by either run on both.
+    def recorder(self, recording: Recording) -> KtOps:
+        """Ops whose calls are recorded; weights packed by either run on both.
 
-        Outputs are buffers of their own, kept alive by the graph: their contents are meaningful
-        after each replay.
+        Outputs are the recording's buffers: their contents are meaningful after each replay.
         """
-        return KtOps(self.pool, self.max_tokens, self.group_size, graph)
+        return KtOps(self.pool, self.max_tokens, self.group_size, recording)
 
     def pack_vector(self, weight: Tensor) -> Tensor:
         """A float32 copy."""
@@ -122,7 +123,7 @@ class KtOps:
 
     def embedding(self, input_ids: Tensor, weight: Tensor) -> Tensor:
         """Rows of the table as float32."""
-        out = torch.empty(len(input_ids), weight.shape[1], dtype=torch.float32)
+        out = self._empty((len(input_ids), weight.shape[1]))
         self._stream.embedding(input_ids, weight, out)
         return out
 
@@ -135,13 +136,13 @@ class KtOps:
 
     def linears(self, x: Tensor, weights: Sequence[Linear]) -> tuple[Tensor, ...]:
         """Several weights in one op."""
-        outs = tuple(torch.empty(len(x), w.out_features, dtype=torch.float32) for w in weights)
+        outs = tuple(self._empty((len(x), w.out_features)) for w in weights)
         self._stream.linear(x, weights, outs)
         return outs
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-        out = torch.empty_like(x)
+        out = self._empty(x.shape)
         self._stream.rms_norm(x, weight, out, eps=eps)
         return out
 
@@ -155,7 +156,7 @@ class KtOps:
 
     def attention(self, q: Tensor, kv: KVLayer, batch: Batch, scale: float) -> Tensor:
         """Causal GQA over pages."""
-        out = torch.empty_like(q)
+        out = self._empty(q.shape)
         self._stream.attention(
             q,
             kv.k,
@@ -170,8 +171,8 @@ class KtOps:
 
     def route(self, logits: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         """Scores, optional groups, top-k with ties to the lower id."""
-        topk_ids = torch.empty(len(logits), router.top_k, dtype=torch.int32)
-        topk_weights = torch.empty(len(logits), router.top_k, dtype=torch.float32)
+        topk_ids = self._empty((len(logits), router.top_k), torch.int32)
+        topk_weights = self._empty((len(logits), router.top_k))
         self._stream.route(
             logits,
             topk_ids,
@@ -196,18 +197,31 @@ class KtOps:
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up."""
-        out = torch.empty_like(gate)
+        out = self._empty(gate.shape)
         self._stream.activate(gate, up, out)
+        return out
+
+    def eager(self, name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """function(*inputs); while recording, between two graphs."""
+        if self._recording is None:
+            return function(*inputs)
+        out = self._recording.eager(name, function, inputs)
+        self._stream = self._recording.graph
         return out
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         """The rows asked for, in that order. Eager only: a graph's rows are all live rows."""
-        if isinstance(self._stream, Graph):
+        if self._recording is not None:
             raise ValueError(
                 "[take_rows] a recorded batch must want the logits of all rows "
                 "(logits_rows=None); got a recorder"
             )
         return x[rows.long()]
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        if self._recording is None:
+            return torch.empty(*shape, dtype=dtype)
+        return self._recording.empty(shape, dtype)
 
 
 def _source(weight: Tensor | QuantTensor) -> Tensor:
