@@ -132,7 +132,8 @@ def measure_writing(
     for name, values in seen.items():
         print(
             f"writing {name}: {num_streams} streams, "
-            f"gaps p50 {percentile(values, 0.5) * 1e3:.2f} ms, p99 {percentile(values, 0.99) * 1e3:.2f} ms, {len(values)} of them"
+            f"gaps p50 {percentile(values, 0.5) * 1e3:.2f} ms, "
+            f"p99 {percentile(values, 0.99) * 1e3:.2f} ms, {len(values)} of them"
         )
     pooled = percentile(seen["on"], 0.99) / percentile(seen["off"], 0.99)
     print(

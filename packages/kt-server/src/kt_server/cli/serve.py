@@ -206,6 +206,12 @@ def weight_format_line(stats: EngineStats) -> str:
     return f"{stats.weight_format} ({packed})"
 
 
+def _disk_line(config: EngineConfig) -> str:
+    if config.kv_disk_path is None:
+        return "none"
+    return f"{config.kv_disk_path}, at most {config.kv_disk_gb:g} GB"
+
+
 def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
     """What runs, then the line that scripts wait for: `listening on URL`."""
     engine, stats = loaded.engine, loaded.engine.stats()
@@ -220,6 +226,7 @@ def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
         "weight format": weight_format_line(stats),
         "context length": f"{engine.max_model_len} tokens",
         "KV cache": pages,
+        "KV on disk": _disk_line(engine.config),
         "step limit": f"{stats.max_itl_s * 1e3:.0f} ms while anything decodes",
         "chat template": template,
     }
