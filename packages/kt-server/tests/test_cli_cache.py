@@ -37,7 +37,7 @@ def kt(*arguments: str | Path, status: int = 0) -> list[str]:
 
 def test_stats_and_ls(root: Path) -> None:
     rows = dict(line.split(None, 1) for line in kt("stats", root))
-    assert rows["in"].endswith("8 pages")
+    assert "8 pages of at most" in rows["in"]
     assert (rows["namespaces"], rows["segments"]) == ("2", "1")
     _, *spaces = kt("ls", root)
     assert sorted(int(line.split()[1]) for line in spaces) == [8, 24]
@@ -66,5 +66,5 @@ def test_verify_finds_what_scrub_drops(root: Path) -> None:
 
 
 def test_a_directory_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must hold a store"):
+    with pytest.raises(ValueError, match=r"\[kvstore"):
         kt("stats", tmp_path)

@@ -5,12 +5,13 @@ the directory meanwhile go on."""
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kt_runtime.cache.inspection import inspect_store
+from kt_runtime.cache import on_disk
 
 cache = typer.Typer(
     help="Look into a directory of KV pages (kt serve --kv-disk-path), or drop some of them.",
@@ -25,17 +26,15 @@ _SHOWN_DIGITS = 16
 @cache.command()
 def stats(root: RootArgument) -> None:
     """What the directory takes and holds."""
-    with inspect_store(root) as store:
-        info = store.info()
-    pages = sum(space.num_pages for space in info.namespaces)
+    held = on_disk.summarise(root)
     rows = {
-        "allocated": _gb(info.allocated_bytes),
-        "in pages": f"{_gb(info.page_bytes)}, {pages} pages",
-        "namespaces": str(len(info.namespaces)),
-        "segments": str(info.num_segments),
+        "allocated": _gb(held.allocated_bytes),
+        "in pages": f"{_gb(held.page_bytes)}, {held.num_pages} pages of at most {held.num_slots}",
+        "namespaces": str(len(held.namespaces)),
+        "segments": str(held.num_segments),
     }
-    if info.unreadable_segments:
-        rows["unreadable"] = f"{info.unreadable_segments} segments, to be reused"
+    if held.num_foreign_segments:
+        rows["unusable"] = f"{held.num_foreign_segments} segments, which make room when needed"
     for label, value in rows.items():
         print(f"{label:12s} {value}")
 
@@ -43,14 +42,13 @@ def stats(root: RootArgument) -> None:
 @cache.command()
 def ls(root: RootArgument) -> None:
     """One line per namespace: a model with its settings, and a tenant. The newest comes first."""
-    with inspect_store(root) as store:
-        spaces = store.info().namespaces
     print(f"{'namespace':{_SHOWN_DIGITS}s}   tokens      size  prefixes  last written")
-    for space in spaces:
-        tokens = space.num_pages * space.page_tokens
+    for key, space in on_disk.namespaces(root).items():
         written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(space.newest_ns // 10**9))
-        key = space.ns_key.hex()[:_SHOWN_DIGITS]
-        print(f"{key}  {tokens:7d}  {_gb(space.num_bytes):>8s}  {space.num_prefixes:8d}  {written}")
+        print(
+            f"{key.hex()[:_SHOWN_DIGITS]}  {space.num_tokens:7d}  {_gb(space.num_bytes):>8s}  "
+            f"{space.num_prefixes:8d}  {written}"
+        )
 
 
 @cache.command()
@@ -65,19 +63,16 @@ def drop(
     ends."""
     if (namespace is None) is not everything:
         raise ValueError("[cache] drop needs a namespace or --all, not both; ls shows them")
-    with inspect_store(root) as store:
-        keys = [space.ns_key for space in store.info().namespaces]
-        num_dropped = store.drop(None if namespace is None else _find(keys, namespace))
-    print(f"dropped {num_dropped} pages")
+    key = b"" if namespace is None else _find(on_disk.namespaces(root), namespace)
+    print(f"dropped {on_disk.drop(root, key)} pages")
 
 
 @cache.command()
 def verify(root: RootArgument) -> None:
     """Read every page and compare its checksums. Exit status 1 if any is damaged."""
-    with inspect_store(root) as store:
-        result = store.verify()
-    print(f"{result.num_pages} pages, {_gb(result.num_bytes)}: {result.bad_pages} damaged")
-    if result.bad_pages:
+    result = on_disk.verify(root)
+    print(f"{result.num_pages} pages, {_gb(result.num_bytes)}: {len(result.bad)} damaged")
+    if result.bad:
         print("kt cache scrub drops them; a server takes them for pages that are not there")
         raise typer.Exit(1)
 
@@ -85,12 +80,11 @@ def verify(root: RootArgument) -> None:
 @cache.command()
 def scrub(root: RootArgument) -> None:
     """Read every page and forget those that are damaged."""
-    with inspect_store(root) as store:
-        result = store.verify(drop_bad=True)
-    print(f"{result.num_pages} pages, {_gb(result.num_bytes)}: {result.bad_pages} dropped")
+    result = on_disk.verify(root, scrub=True)
+    print(f"{result.num_pages} pages, {_gb(result.num_bytes)}: {result.num_freed} dropped")
 
 
-def _find(keys: list[bytes], digits: str) -> bytes:
+def _find(keys: Iterable[bytes], digits: str) -> bytes:
     """The one key that begins so."""
     found = [key for key in keys if key.hex().startswith(digits.lower())]
     if len(found) != 1 or not digits:
