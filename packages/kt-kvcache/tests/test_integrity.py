@@ -47,6 +47,10 @@ def confuse_the_order_of_children(tier):
     pages(tier)[0].parent.children.insert(0, pages(tier)[1])
 
 
+def forget_a_branch(tier):
+    pages(tier)[0].num_branches = 0
+
+
 def orphan_a_child(tier):
     del tier._index.by_hash[pages(tier)[0].hash]
 
@@ -104,6 +108,7 @@ def use_a_child_after_its_parent(tier):
         gain_a_pin,
         forget_a_child,
         confuse_the_order_of_children,
+        forget_a_branch,
         orphan_a_child,
         index_under_a_wrong_hash,
         miscount_evictable,

@@ -21,10 +21,23 @@ def check_pages(
         pins: one entry for each pin that an open lease or writer holds.
         private: page ids that open writers hold.
     """
+    check_tree(index)
+    expected = _pins_from_below(index)
+    expected.update(pins)
+    for page in (*index.by_hash.values(), *index.detached):
+        _require(page.pins == expected[page], f"has {expected[page]} pins", page)
+    _check_slots(list(index.by_hash.values()), index.detached, slots, list(private))
+
+
+def check_tree(index: PageIndex) -> None:
+    """Raises IntegrityError unless the trie fits itself, whoever holds its pages; O(pages).
+
+    Args:
+        index: under its lock.
+    """
     attached = list(index.by_hash.values())
     _check_links(index, attached)
-    _check_pins(index, attached, Counter(pins))
-    _check_slots(attached, index.detached, slots, list(private))
+    _check_pins(index, attached)
 
 
 def _check_links(index: PageIndex, attached: list[CachedPage]) -> None:
@@ -32,6 +45,7 @@ def _check_links(index: PageIndex, attached: list[CachedPage]) -> None:
     for page_hash, page in index.by_hash.items():
         _require(page.attached and page.hash == page_hash, "indexed under its own hash", page)
         _require(len(page.children) == num_children[page], "knows its children", page)
+        _require(page.num_branches >= num_children[page], "has counted its branches", page)
         bodies = [child.body for child in page.children if child.parent is page]
         in_order = len(bodies) == len(page.children) and bodies == sorted(set(bodies))
         _require(in_order, "has its own children, in the order of their bodies", page)
@@ -44,17 +58,22 @@ def _check_links(index: PageIndex, attached: list[CachedPage]) -> None:
         _require(not page.attached, "is detached", page)
 
 
-def _check_pins(
-    index: PageIndex, attached: list[CachedPage], expected: Counter[CachedPage]
-) -> None:
-    pages = [*attached, *index.detached]
-    for page in pages:
+def _pins_from_below(index: PageIndex) -> Counter[CachedPage]:
+    """Pins that pages have for pages below them, and roots for being roots."""
+    pins: Counter[CachedPage] = Counter()
+    for page in (*index.by_hash.values(), *index.detached):
         if page.parent is None:
-            expected[page] += 1
+            pins[page] += 1
         elif page.pins:
-            expected[page.parent] += 1
-    for page in pages:
-        _require(page.pins == expected[page], f"has {expected[page]} pins", page)
+            pins[page.parent] += 1
+    return pins
+
+
+def _check_pins(index: PageIndex, attached: list[CachedPage]) -> None:
+    from_below = _pins_from_below(index)
+    for page in (*attached, *index.detached):
+        least = from_below[page]
+        _require(page.pins >= least, f"has at least {least} pins", page)
     for page in index.detached:
         _require(page.pins > 0, "is detached only while pinned", page)
     unpinned = [page for page in attached if not page.pins]

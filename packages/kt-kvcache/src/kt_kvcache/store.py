@@ -202,6 +202,8 @@ class KVStore:
             IntegrityError: one is broken.
         """
         self._tier.check_integrity()
+        if self._disk is not None:
+            self._disk.check_integrity()
 
     def close(self) -> None:
         """Ends the store; idempotent. Its spaces, leases and writers raise StaleHandle on use.

@@ -6,6 +6,7 @@ others carry a pin as long as they are known, so that only their owner evicts th
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from kt_kvcache.chain import Chain
 from kt_kvcache.disk.format import PageName, Record, extent_seed
 from kt_kvcache.disk.segment import Segment
+from kt_kvcache.errors import IntegrityError
 from kt_kvcache.events import EventStream, Tier
 from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.index import index_type
+from kt_kvcache.integrity import check_tree
 from kt_kvcache.page import CachedPage, PageState
 
 _SLOT_BITS = 32
@@ -350,6 +353,28 @@ class DiskPages:
             num_roots = sum(page.parent is None for page in self._index.by_hash.values())
             num_pages = len(self._index.by_hash) - num_roots
             return num_pages, self._index.num_evictable, len(self._free) + len(self._vacated)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless tree, segments and free places fit each other; O(pages)."""
+        with self._lock:
+            check_tree(self._index)
+            places = Counter([*self._free, *self._vacated])
+            for page in self._index.by_hash.values():
+                if page.parent is not None:
+                    places[page.page_id] += 1
+                    segment, slot = self.locate(page.page_id)
+                    if segment.pages[slot] is not page:
+                        raise IntegrityError(
+                            "[kvstore.check_integrity] a segment must know the page in each of its "
+                            f"slots; got another one in slot {slot} of segment "
+                            f"{page.page_id >> _SLOT_BITS}"
+                        )
+            twice = [place for place, count in places.items() if count > 1]
+            if twice:
+                raise IntegrityError(
+                    "[kvstore.check_integrity] a place must be free or hold one page; got "
+                    f"{len(twice)} that do more, the first {twice[0]:#x}"
+                )
 
     def _number(self, segment: Segment) -> int:
         return next(number for number, known in self._segments.items() if known is segment)

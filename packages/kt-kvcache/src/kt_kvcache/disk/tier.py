@@ -195,6 +195,10 @@ class DiskTier:
             counters=replace(self._counters),
         )
 
+    def check_integrity(self) -> None:
+        """Raises IntegrityError on any broken invariant of the pages known; O(pages), no I/O."""
+        self._pages.check_integrity()
+
     def close(self) -> None:
         """Writes and syncs what was offered, gives up all segments; idempotent."""
         if self._closed:
