@@ -160,9 +160,9 @@ class Load(Completion[LoadResult]):
                 self._grow(self._holding)
         if self._timer is not None:
             self._timer.cancel()
+        self._give_back()  # first: whoever is told wants the slots that brought nothing
         num_bytes = num_ok * self._disk.slot_bytes
         self.set_result(LoadResult(num_ok * self._page_tokens, num_bytes, reason))
-        self._give_back()
         return True
 
     def _give_back(self) -> None:

@@ -130,8 +130,12 @@ def test_one_bad_page_ends_the_load_before_it(store, files):
     inode = files.disk.names[segment.name + ".kvs"]
     inode.content[slot * SLOT_BYTES + 5000] ^= 1
     with space.acquire(chain) as lease:
-        result = lease.load().result(30)
+        reserved: list[int] = []
+        load = lease.load()
+        load.add_done_callback(lambda _: reserved.append(store.stats().reserved_pages))
+        result = load.result(30)
         assert (result.ok_tokens, result.reason) == (24, "failed")
+        assert reserved == [0]  # whoever is told finds the slots of the other pages free
         assert lease.num_tokens == 24
     assert store.stats().disk.counters.checksum_misses == 1
     assert loaded(space, chain) == 24
