@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds of kt-kernel besides the installed one, and a Python that imports such a build. For the
-tools that test them (run_sanitize.py, run_mutations.py); no command of its own.
+"""Builds of kt-kernel and of kt-kvcache's core besides the installed ones, and a Python that
+imports such a build. For the tools that test them (run_sanitize.py, run_mutations.py); no command
+of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = ROOT / "packages" / "kt-kernel"
+KVCACHE = ROOT / "packages" / "kt-kvcache"
 JOBS = min(os.cpu_count() or 1, 8)  # a compiler of instrumented kernels takes up to 1 GB
 
 
@@ -45,8 +47,8 @@ def build(
             raise StepFailed(f"the build failed:\n{result.stdout}")
 
 
-def make_environment(directory: Path) -> Path:
-    """A virtual environment whose kt_kernel is the build in `directory`; its Python.
+def make_environment(directory: Path, package: Path = KERNEL) -> Path:
+    """A virtual environment whose `package` is the build in `directory`; its Python.
 
     In the usual environment an import hook of the editable install finds the usual build, whatever
     PYTHONPATH says. This one sees the other's packages, but not its hooks.
@@ -58,26 +60,30 @@ def make_environment(directory: Path) -> Path:
     # .pth files (hooks) are read in the directory of a .pth file, not in those that it names.
     others = [path for path in sys.path if path.endswith("site-packages")]
     (site / "others.pth").write_text("\n".join(others))
-    package = site / "kt_kernel"
-    package.mkdir()
-    for source in [*(KERNEL / "src" / "kt_kernel").iterdir(), *directory.glob("_core.*.so")]:
+    name = package.name.replace("-", "_")
+    (site / name).mkdir()
+    for source in [*(package / "src" / name).iterdir(), *directory.glob("_core.*.so")]:
         if source.name != "__pycache__":
-            (package / source.name).symlink_to(source)
+            (site / name / source.name).symlink_to(source)
     return venv / "bin" / "python"
 
 
 def check_build(
-    python: Path, directory: Path, environment: Mapping[str, str] | None = None
+    python: Path,
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    package: Path = KERNEL,
 ) -> None:
     """Refuse to test another build than the one in `directory`.
 
     Raises:
         StepFailed: it is another.
     """
-    code = "import kt_kernel._core as core; print(core.__file__)"
+    name = package.name.replace("-", "_")
+    code = f"import {name}._core as core; print(core.__file__)"
     result = capture([python, "-c", code], environment)
     if not Path(result.stdout.strip()).resolve().is_relative_to(directory.resolve()):
-        raise StepFailed(f"kt_kernel is not the build in {directory}:\n{result.stdout}")
+        raise StepFailed(f"{name} is not the build in {directory}:\n{result.stdout}")
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds kt-kernel with sanitizers and runs its tests in those builds: ThreadSanitizer, then
-AddressSanitizer together with UndefinedBehaviorSanitizer.
+"""Builds kt-kernel and kt-kvcache's core with sanitizers and runs their tests in those builds:
+ThreadSanitizer, then AddressSanitizer together with UndefinedBehaviorSanitizer.
 
-`--pool` does only the thread pool's native test, with ThreadSanitizer: half a minute. Needs GCC.
+`--pool` does only the thread pool's native test, with ThreadSanitizer: half a minute; `--kvcache`
+only kt-kvcache. Needs GCC.
 Exit status 0 only if every sanitizer first reported the bug planted for it and then nothing.
 """
 
@@ -11,10 +12,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kernel_build import (
     KERNEL,
+    KVCACHE,
     ROOT,
     StepFailed,
     build,
@@ -26,6 +30,7 @@ from kernel_build import (
 )
 
 BUILD = KERNEL / "build" / "sanitize"
+KVCACHE_BUILD = KVCACHE / "build" / "sanitize"
 
 # Tests that say nothing about these builds: of a kt-kernel that they build themselves, of timings.
 ELSEWHERE = ("test_standalone.py", "test_emulated.py", "test_selftest.py", "test_probe.py")
@@ -43,7 +48,8 @@ class Leg:
         preload: libraries that must be in the process before Python starts.
         environment: the sanitizers' options.
         planted: bug of tests/native/planted.cpp -> what its report says.
-        tests: test files of the package; empty: all.
+        tests: test files of kt-kernel; empty: all.
+        kvcache_tests: those of kt-kvcache.
         selection: pytest's -k: what the sanitizer itself can bear, and what is instrumented.
     """
 
@@ -53,6 +59,7 @@ class Leg:
     environment: dict[str, str]
     planted: dict[str, str]
     tests: tuple[str, ...] = ()
+    kvcache_tests: tuple[str, ...] = ()
     selection: str = INSTRUMENTED
 
 
@@ -74,6 +81,7 @@ THREAD = Leg(
         "test_linear.py",
         "test_ops.py",
     ),
+    kvcache_tests=("test_native_mover.py", "test_page_mover.py", "test_hashing.py"),
     # Of a child forked from a process with threads it expects to start none.
     selection=f"{INSTRUMENTED} and not fork",
 )
@@ -101,11 +109,16 @@ def main() -> int:
     parser.add_argument(
         "--pool", action="store_true", help="only the thread pool, with ThreadSanitizer"
     )
-    pool_only = parser.parse_args().pool
+    parser.add_argument("--kvcache", action="store_true", help="only kt-kvcache, with all")
+    arguments = parser.parse_args()
+    pool_only = arguments.pool
     failed = []
     for leg in (THREAD,) if pool_only else (THREAD, ADDRESS):
         try:
-            run_leg(leg, pool_only)
+            if not arguments.kvcache:
+                run_leg(leg, pool_only)
+            if not pool_only:
+                run_kvcache(leg)
         except StepFailed as failure:
             failed.append(f"{leg.name}: {failure}")
     print("\n".join(f"FAILED {line}" for line in failed) or "sanitizers: nothing found")
@@ -128,27 +141,51 @@ def run_leg(leg: Leg, pool_only: bool) -> None:
         must([directory / "kt_test_pool"], environment)
     if pool_only:
         return
+    with timed(f"{leg.name}: tests"):
+        ignored = [f"--ignore={KERNEL / 'tests' / name}" for name in ELSEWHERE]
+        run_tests(leg, KERNEL, directory, leg.tests, leg.selection, ignored)
+
+
+def run_kvcache(leg: Leg) -> None:
+    """Build kt-kvcache's core and run its tests."""
+    directory = KVCACHE_BUILD / leg.name
+    with timed(f"{leg.name}: kvcache build"):
+        build(KVCACHE, directory, {"KT_SANITIZE": leg.sanitizers, "KT_WERROR": "ON"}, ["_core"])
+    with timed(f"{leg.name}: kvcache tests"):
+        run_tests(leg, KVCACHE, directory, leg.kvcache_tests, "not fork")
+
+
+def run_tests(
+    leg: Leg,
+    package: Path,
+    directory: Path,
+    tests: Sequence[str],
+    selection: str,
+    options: Sequence[str] = (),
+) -> None:
+    """Run test files of a package, all if none is named, on its build in `directory`."""
     preloaded = [
         capture(["g++", f"-print-file-name={name}"]).stdout.strip() for name in leg.preload
     ]
+    environment = os.environ | leg.environment  # noqa: TID251  # a child's
     environment["LD_PRELOAD"] = ":".join(preloaded)
-    with timed(f"{leg.name}: tests"):
-        python = make_environment(directory)
-        check_build(python, directory, environment)
-        tests = KERNEL / "tests"
-        pytest: list[object] = [
-            python,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            leg.selection,
-            "--capture=sys",  # a report comes from below Python, and ends the process
-        ]
-        pytest += ["-c", ROOT / "pyproject.toml", *(f"--ignore={tests / n}" for n in ELSEWHERE)]
-        must([*pytest, *(tests / name for name in leg.tests or ("",))], environment)
+    python = make_environment(directory, package)
+    check_build(python, directory, environment, package)
+    pytest: list[object] = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        selection,
+        "--capture=sys",  # a report comes from below Python, and ends the process
+        "-c",
+        ROOT / "pyproject.toml",
+        *options,
+    ]
+    must([*pytest, *(package / "tests" / name for name in tests or ("",))], environment)
 
 
 if __name__ == "__main__":

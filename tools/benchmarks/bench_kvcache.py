@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kt-kvcache: hashing a prompt, finding and pinning it, and the life of a writer; no page bytes."""
+"""kt-kvcache: hashing a prompt, finding and pinning it, the life of a writer, copies of pages; no
+drive (tools/measure_kvcache.py).
+"""
+
+import os
 
 import numpy as np
 
-from kt_kvcache import Geometry, Group, Identity, KVStore, StoreConfig
+from kt_kvcache import Arena, Geometry, Group, Identity, KVStore, StoreConfig
+from kt_kvcache.page_mover import open_page_mover
 
 from .inputs import Warm
 
@@ -78,3 +83,22 @@ class Cycle(Warm):
         self.turn += 1
         with self.space.reserve(chain, 0, self.num_pages) as writer:
             writer.commit(self.num_pages, after=None)
+
+
+class PageBytes(Warm):
+    """64 pages of 16 layers, 64 MiB, in an order of their own."""
+
+    def prepare(self):
+        strides = [65536] * 16
+        order = [tuple(np.random.default_rng(i).permutation(64).tolist()) for i in range(2)]
+        self.pages = Arena.allocate(64, strides).view(order[0], writable=False)
+        self.sink = Arena.allocate(64, strides).view(order[1], writable=True)
+        self.mover = open_page_mover(1)
+        fds = np.full(64, os.open("/dev/null", os.O_WRONLY), np.int32)
+        self.batch = (fds, np.zeros(64, np.uint64), np.zeros(64, np.uint64), 1 << 20)
+
+    def time_copy_64_mib(self):
+        self.pages.copy_to(self.sink)
+
+    def time_gather_64_mib_with_checksums(self):
+        self.mover.write(self.pages, *self.batch).result()

@@ -89,13 +89,16 @@ def test_every_input_moves_the_hash():
     assert base.page_hash(0) not in {other.page_hash(0) for other in others}
 
 
-def test_arrays_and_lists_agree():
+def test_arrays_and_lists_agree(monkeypatch):
     tokens = [5, 0, 2**31, 2**32 - 1]
     expected = hashes(make(tokens))
     for dtype in (np.uint32, np.int64, ">u4"):
         assert hashes(make(np.array(tokens, dtype))) == expected
     assert hashes(make(np.repeat(np.array(tokens), 2)[::2])) == expected  # not contiguous
     assert hashes(make(tuple(tokens))) == expected
+    assert hashes(make([np.int64(token) for token in tokens])) == expected
+    monkeypatch.setattr("kt_kvcache.chain.HAS_CORE", False)
+    assert hashes(make(tokens)) == expected
 
 
 def test_extending_hashes_only_the_new_pages(monkeypatch):
@@ -118,6 +121,8 @@ def test_extending_hashes_only_the_new_pages(monkeypatch):
     [
         ([-1], "got can't convert negative value|got .*unsigned"),
         ([2**32], "got "),
+        ([5, 2**64], "got "),
+        ([5, -(2**64)], "got "),
         ([1.5], "got "),
         ("text", "got str"),
         (b"\x01\0\0\0", "got bytes"),

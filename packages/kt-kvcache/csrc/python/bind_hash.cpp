@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "bindings.h"
@@ -65,11 +66,28 @@ nb::bytes chain_hash(nb::handle parent, nb::handle tokens, int64_t page_tokens,
   return hashes;
 }
 
+// Ids as u32 little-endian; None where one is not a plain int of that range.
+nb::object encode_tokens(nb::list tokens) {
+  nb::bytearray encoded(nullptr, 4 * tokens.size());
+  auto* out = static_cast<uint8_t*>(encoded.data());
+  for (nb::handle token : tokens) {
+    if (!PyLong_Check(token.ptr())) return nb::none();
+    int overflow = 0;
+    const long long id = PyLong_AsLongLongAndOverflow(token.ptr(), &overflow);
+    if (overflow != 0 || id < 0 || id > std::numeric_limits<uint32_t>::max()) return nb::none();
+    const auto word = static_cast<uint32_t>(id);
+    std::memcpy(out, &word, sizeof(word));
+    out += sizeof(word);
+  }
+  return encoded;
+}
+
 }  // namespace
 
 void bind_hash(nb::module_& m) {
   m.def("chain_hash", chain_hash, nb::arg("parent"), nb::arg("tokens"), nb::arg("page_tokens"),
         nb::arg("path") = nb::none());
+  m.def("encode_tokens", encode_tokens, nb::arg("tokens"));
   m.def("hash_paths", [] {
     std::vector<std::string> names;
     for (const HashPath& path : hash_paths())

@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 
 from kt_kvcache.errors import require_int
 from kt_kvcache.hashing import HASH_BYTES, NO_EXTRAS, TOKEN_BYTES, chain_hash, page_hash
+from kt_kvcache.native import HAS_CORE
+
+if HAS_CORE:
+    from kt_kvcache import _core
 
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -192,17 +196,21 @@ class Chain:
         return b"".join(parts)
 
 
-def _encode_tokens(tokens: TokenIds) -> bytes:
-    """Returns the ids as u32 little-endian."""
+def _encode_tokens(tokens: TokenIds) -> memoryview:
+    """Returns the ids as bytes of u32 little-endian."""
     rule = "[kvstore.extend] tokens must be a 1-D sequence of integers in [0, 2**32)"
     if isinstance(tokens, np.ndarray):
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise ValueError(f"{rule}; got {tokens.dtype} {tokens.shape}")
         if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 2**32:
             raise ValueError(f"{rule}; got values in [{tokens.min()}, {tokens.max()}]")
-        return tokens.astype("<u4").tobytes()
+        return np.ascontiguousarray(tokens, "<u4").view(np.uint8).data
     if isinstance(tokens, (bytes, bytearray, str)):  # array() would take their raw bytes
         raise ValueError(f"{rule}; got {type(tokens).__name__}")
+    if HAS_CORE and isinstance(tokens, list):
+        encoded = _core.encode_tokens(tokens)  # 3x faster than array()
+        if encoded is not None:
+            return memoryview(encoded)
     try:
         # array("I") is four bytes on every platform CPython runs on, and checks range and type
         # in C: 3x faster than numpy on a list.
@@ -211,4 +219,4 @@ def _encode_tokens(tokens: TokenIds) -> bytes:
         raise ValueError(f"{rule}; got {error}") from error
     if sys.byteorder == "big":
         packed.byteswap()
-    return packed.tobytes()
+    return memoryview(packed).cast("B")

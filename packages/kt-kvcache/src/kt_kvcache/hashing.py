@@ -37,13 +37,13 @@ def chain_hash_python(
     Returns:
         The pages' hashes, 32 bytes each, one after the other.
     """
-    hashes = bytearray()
-    header, page_bytes = pack("<I", page_tokens), page_tokens * TOKEN_BYTES
-    for start in range(0, len(tokens), page_bytes):
-        body = b"".join((header, tokens[start : start + page_bytes], NO_EXTRAS))
-        parent = page_hash(parent, body)
-        hashes += parent
-    return bytes(hashes)
+    hashes = []
+    encoded, header, page_bytes = bytes(tokens), pack("<I", page_tokens), page_tokens * TOKEN_BYTES
+    for start in range(0, len(encoded), page_bytes):
+        body = header + encoded[start : start + page_bytes] + NO_EXTRAS
+        parent = sha256(_PAGE_DOMAIN + parent + body).digest()
+        hashes.append(parent)
+    return b"".join(hashes)
 
 
 def _fastest() -> ChainHash:

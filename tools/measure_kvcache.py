@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kt-kvcache's speeds as ratios to what the machine can do, measured side by side in one run: rows
+for docs/benchmarks.md.
+
+The limits: hashlib's one-shot SHA-256 of the same token bytes, memcpy of the same bytes, and reads
+and writes of the same files past the page cache, in blocks of a page and as many at a time. Pages
+are those of Qwen3-30B-A3B in bf16, 16 tokens each; the disk holds ten times what memory does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import mmap
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from kt_kvcache import Arena, Chain, Geometry, Group, Identity, KVStore, Space, StoreConfig
+from kt_kvcache.native import HAS_CORE
+from kt_kvcache.page_mover import open_page_mover, payload_bytes
+
+LAYERS, PAGE_TOKENS, TOKEN_BYTES = 48, 16, 2048
+STRIDE = PAGE_TOKENS * TOKEN_BYTES
+PAGE_BYTES = LAYERS * STRIDE
+NUM_TOKENS = 131072
+IDENTITY = Identity(weights="measured", kv_format="bf16")
+THREADS = 4  # of a page mover, so of the probe
+CHAIN_PAGES = 64  # of a prompt on disk
+MEMORY_PAGES = 2 * CHAIN_PAGES
+BIG = 256  # pages that no cache holds
+
+
+def main() -> int:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--directory", type=Path, help="on the drive to measure (default: a temporary one)"
+    )
+    parser.add_argument("--no-disk", action="store_true", help="leave the drive out")
+    parser.add_argument("--repeats", type=int, default=5, help="of each, side by side; medians")
+    arguments = parser.parse_args()
+    print(f"core: {'yes' if HAS_CORE else 'no'}, {arguments.repeats} repeats\n")
+    print("| what | value | spread | floor |\n|---|---|---|---|")
+    measure_chain(arguments.repeats)
+    measure_index(arguments.repeats)
+    measure_copy(arguments.repeats)
+    if not arguments.no_disk:
+        with tempfile.TemporaryDirectory(prefix="kt-kvcache-", dir=arguments.directory) as name:
+            measure_disk(Path(name), arguments.repeats)
+    return 0
+
+
+def measure_chain(repeats: int) -> None:
+    """A cold chain, from an array and from a list of ids."""
+    ids = np.random.default_rng(0).integers(0, 150_000, NUM_TOKENS).astype(np.uint32)
+    as_list, as_bytes = ids.tolist(), ids.tobytes()
+    for page_tokens in (64, 16):
+        with KVStore.open(config=StoreConfig(1, page_tokens)) as store:
+            space = space_of(store, page_tokens, (1,))
+            for what, tokens in (("array", ids), ("list", as_list)):
+                ratios = side_by_side(
+                    partial(space.chain, tokens), partial(hashlib.sha256, as_bytes), repeats
+                )
+                row(
+                    f"chain of 131,072 tokens ({what}), pages of {page_tokens} / one-shot",
+                    ratios,
+                    "<= 1.5",
+                )
+
+
+def measure_index(repeats: int) -> None:
+    """Finding and pinning a prefix of 2,048 pages that nobody holds."""
+    num_pages = 2048
+    with KVStore.open(config=StoreConfig(num_pages, 64)) as store:
+        space = space_of(store, 64, (1,))
+        chain = space.chain(np.random.default_rng(0).integers(0, 150_000, num_pages * 64))
+        with space.reserve(chain, 0, num_pages) as writer:
+            writer.commit(num_pages, after=None)
+        acquired, probed = [], []
+        for _ in range(20 * repeats):
+            start = time.perf_counter()
+            lease = space.acquire(chain)
+            acquired.append(1e6 * (time.perf_counter() - start))
+            lease.release()
+            start = time.perf_counter()
+            space.probe(chain)
+            probed.append(1e6 * (time.perf_counter() - start))
+    row("acquire of 2,048 pages, us", acquired, "<= 200", digits=0)
+    row("probe of 2,048 pages, us", probed, "", digits=0)
+
+
+def measure_copy(repeats: int) -> None:
+    """Pages between two arenas in another order, and into the mover's buffer with checksums."""
+    rng = np.random.default_rng(0)
+    source = Arena([rng.integers(0, 256, (BIG, STRIDE), np.uint8, False) for _ in range(LAYERS)])
+    sink = Arena.allocate(BIG, [STRIDE] * LAYERS)
+    order = [tuple(int(i) for i in rng.permutation(BIG)) for _ in range(2)]
+    pages = source.view(order[0], writable=False)
+    onto = sink.view(order[1], writable=True)
+    flat = rng.integers(0, 256, BIG * PAGE_BYTES, np.uint8, False)
+    flat_sink = np.zeros_like(flat)
+    # Speeds: the limit's seconds by ours.
+    copied = side_by_side(lambda: np.copyto(flat_sink, flat), lambda: pages.copy_to(onto), repeats)
+    row("RAM put/get of 256 pages / memcpy, speed", copied, ">= 0.85")
+
+    # A device that takes everything at once leaves of a write what is done to the bytes.
+    one = Arena.allocate(1, [STRIDE] * LAYERS).view((0,), writable=True)
+    single = [source.view((i,), writable=False) for i in order[0]]
+    mover = open_page_mover(1)  # one run at a time
+    fd = os.open("/dev/null", os.O_WRONLY)
+    batch = (
+        np.full(BIG, fd, np.int32),
+        np.zeros(BIG, np.uint64),
+        np.arange(BIG, dtype=np.uint64),
+        payload_bytes(PAGE_BYTES),
+    )
+
+    def gather() -> None:
+        for page in single:
+            page.copy_to(one)
+
+    summed = side_by_side(lambda: mover.write(pages, *batch).result(), gather, repeats)
+    row("pages gathered with checksums / without, time", summed, "<= 1.15")
+    mover.close()
+    os.close(fd)
+
+
+def measure_disk(directory: Path, repeats: int) -> None:
+    """Write-through and loads with verification, each beside the drive itself."""
+    num_chains = 10 * MEMORY_PAGES // CHAIN_PAGES
+    num_pages = num_chains * CHAIN_PAGES
+    payload = payload_bytes(PAGE_BYTES)
+    rng = np.random.default_rng(0)
+    arena = Arena(
+        [rng.integers(0, 256, (MEMORY_PAGES, STRIDE), np.uint8, False) for _ in range(LAYERS)]
+    )
+    config = StoreConfig(MEMORY_PAGES, PAGE_TOKENS, disk_bytes=2 * num_pages * payload)
+    speeds: dict[str, list[float]] = {"load": [], "raw load": [], "store": [], "raw store": []}
+    for _ in range(repeats):
+        raw = directory / "raw"
+        blocks = [(raw, i * payload) for i in range(num_pages)]
+        speeds["raw store"].append(num_pages * payload / drive_seconds(blocks, payload, True))
+        raw.unlink()
+        root = directory / "root"
+        with KVStore.open(root, config=config, arena=arena) as store:
+            speeds["store"].append(num_pages * payload / store_seconds(store, num_chains))
+        files = sorted(root.rglob("*.kvs"))
+        blocks = [
+            (file, i * payload) for file in files for i in range(file.stat().st_size // payload)
+        ][:num_pages]
+        with KVStore.open(root, config=config, arena=arena) as store:
+            speeds["load"].append(num_pages * payload / load_seconds(store, num_chains))
+        speeds["raw load"].append(len(blocks) * payload / drive_seconds(blocks, payload, False))
+        shutil.rmtree(root)
+    for what, floor in (("load", ">= 0.85"), ("store", ">= 0.80")):
+        pairs = zip(speeds[what], speeds[f"raw {what}"], strict=True)
+        row(f"disk {what}, verified, / drive, speed", [ours / raw for ours, raw in pairs], floor)
+        row(f"disk {what}, GB/s", [speed / 1e9 for speed in speeds[what]], "")
+
+
+def store_seconds(store: KVStore, num_chains: int) -> float:
+    """Until all pages of all chains have been handed to the drive."""
+    space = space_of(store, PAGE_TOKENS, [STRIDE] * LAYERS)
+    start = time.perf_counter()
+    for i, chain in enumerate(chains(space, num_chains)):
+        # One is on its way and one is made: what memory evicts before it is written is lost.
+        while written_pages(store) < (i - 1) * CHAIN_PAGES:
+            time.sleep(0.0005)
+        with space.reserve(chain, 0, CHAIN_PAGES) as writer:
+            writer.commit(CHAIN_PAGES, after=None)
+    store.flush(durable=False).result()
+    return time.perf_counter() - start
+
+
+def written_pages(store: KVStore) -> int:
+    """Pages that the drive has taken so far."""
+    disk = store.stats().disk
+    assert disk is not None  # the store has a root
+    return disk.counters.written_pages
+
+
+def load_seconds(store: KVStore, num_chains: int) -> float:
+    """Of all loads, one chain after the other."""
+    space = space_of(store, PAGE_TOKENS, [STRIDE] * LAYERS)
+    seconds = 0.0
+    for chain in chains(space, num_chains):
+        start = time.perf_counter()
+        with space.acquire(chain) as lease:
+            lease.load().result()
+            seconds += time.perf_counter() - start
+            if lease.num_pages != CHAIN_PAGES:
+                raise SystemExit(f"only {lease.num_pages} of {CHAIN_PAGES} pages came back")
+    return seconds
+
+
+def drive_seconds(blocks: Sequence[tuple[Path, int]], size: int, is_write: bool) -> float:
+    """All blocks past the page cache, as many at a time as a page mover has in flight."""
+    flags = os.O_DIRECT | (os.O_RDWR | os.O_CREAT if is_write else os.O_RDONLY)
+    fds = {path: os.open(path, flags, 0o600) for path, _ in blocks}
+    if is_write:
+        os.posix_fallocate(next(iter(fds.values())), 0, len(blocks) * size)
+    buffers = [mmap.mmap(-1, size) for _ in range(THREADS)]
+    for buffer in buffers:
+        buffer.write(os.urandom(size))
+
+    def move(thread: int) -> None:
+        for path, offset in blocks[thread::THREADS]:
+            call = os.pwritev if is_write else os.preadv
+            if call(fds[path], [buffers[thread]], offset) != size:
+                raise SystemExit(f"the drive moved less than {size} bytes of {path}")
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(move, range(THREADS)))
+    seconds = time.perf_counter() - start
+    for fd in fds.values():
+        os.close(fd)
+    return seconds
+
+
+def space_of(store: KVStore, page_tokens: int, strides: Sequence[int]) -> Space:
+    """A namespace with a layer of each stride."""
+    groups = tuple(Group(f"layer {i}", 1, stride) for i, stride in enumerate(strides))
+    return store.space(IDENTITY, Geometry(page_tokens, groups))
+
+
+def chains(space: Space, num_chains: int) -> Iterator[Chain]:
+    """Prompts without a common page."""
+    for i in range(num_chains):
+        yield space.chain(np.full(CHAIN_PAGES * PAGE_TOKENS, i, np.uint32))
+
+
+def side_by_side(
+    ours: Callable[[], object], limit: Callable[[], object], repeats: int
+) -> list[float]:
+    """Ratios of seconds, each the best of seven calls that alternate with those of the limit."""
+    ratios = []
+    for _ in range(repeats):
+        best = [float("inf"), float("inf")]
+        for _ in range(7):
+            for i, call in enumerate((ours, limit)):
+                start = time.perf_counter()
+                call()
+                best[i] = min(best[i], time.perf_counter() - start)
+        ratios.append(best[0] / best[1])
+    return ratios
+
+
+def row(what: str, values: Sequence[float], floor: str, digits: int = 2) -> None:
+    """Median, least and most."""
+    low, median, high = min(values), float(np.median(values)), max(values)
+    spread = f"{low:.{digits}f} to {high:.{digits}f}"
+    print(f"| {what} | {median:.{digits}f} | {spread} | {floor} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
