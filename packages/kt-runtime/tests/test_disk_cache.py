@@ -4,6 +4,7 @@ back."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from kt_runtime.config import EngineConfig
-from kt_runtime.core import Request, TokenEvent
+from kt_runtime.core import Request, SamplingParams, TokenEvent
 from kt_runtime.engine import Engine
+from kt_runtime.llm import LLM
 
 from .fake_model import FakeCausalLM, fake_engine, greedy_continuation, greedy_request, tokens_of
 from .tiny_models import tiny_checkpoint
@@ -27,7 +29,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def engine_on(root: Path, model: FakeCausalLM | None = None, **settings: Any) -> Engine:
-    return fake_engine(model, kv_disk_path=str(root), kv_disk_gb=0.01, **settings)
+    """Its pages are NaN before they are written, which the model would notice."""
+    engine = fake_engine(model, kv_disk_path=str(root), kv_disk_gb=0.01, **settings)
+    space: Any = engine._parts.pool._space_of(None)
+    num_pages = engine.stats().num_pages
+    with space.reserve(space.chain(()), 0, num_pages) as writer:
+        for layer in writer.view().layer_buffers:
+            layer[:] = 0xFF
+    return engine
 
 
 def run(engine: Engine, *requests: Request) -> list[TokenEvent]:
@@ -121,6 +130,23 @@ def test_damaged_pages_are_computed_again(root: Path) -> None:
     assert cached(root) == 8
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_cannot_be_written_costs_hits_and_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, "broken")
+
+    with engine_on(root) as engine:
+        monkeypatch.setattr("kt_kvcache.disk.files.OsFiles.pwrite", fail)
+        for i in range(3):
+            events = run(engine, greedy_request(f"{i}", PROMPT, 8))
+            assert tokens_of(events, f"{i}") == greedy_continuation(PROMPT, 8)
+        assert events[-1].num_cached_tokens == 22  # of memory
+    monkeypatch.undo()
+    assert cached(root) == 0
+
+
 def test_an_unsafe_directory_is_refused(root: Path) -> None:
     root.mkdir(mode=0o777)
     root.chmod(0o777)
@@ -161,6 +187,16 @@ def test_a_real_model_says_the_same_from_disk(model: Path, root: Path) -> None:
     assert ask(model, root) == (want, 0)
     assert ask(model, root) == (want, 20)
     assert ask(model, root, enable_prefix_cache=False) == (want, 0)
+
+
+def test_offline_answers_load_too(model: Path, root: Path) -> None:
+    found = []
+    for _ in range(2):
+        with LLM(model, num_pages=32, page_size=4, kv_disk_path=str(root), kv_disk_gb=0.05) as llm:
+            (answer,) = llm.generate([list(PROMPT)], SamplingParams(temperature=0, max_tokens=4))
+            found.append(answer.num_cached_tokens)
+            llm.logits(PROMPT)
+    assert found == [0, 20]
 
 
 @pytest.mark.parametrize(
