@@ -49,7 +49,7 @@ check: setup ## lint, types, import contracts, formatting, file sizes (at most 2
 format: setup ## rewrite the sources in the project's format
 	@$(PY) tools/run_checks.py --fix
 
-bench: setup ## measure every public kernel op with asv (results under .asv/)
+bench: setup ## measure every public kernel op, the store and the engine with asv (results under .asv/)
 	@$(VENV)/bin/asv machine --yes >/dev/null
 	@$(VENV)/bin/asv run --show-stderr HEAD^!
 
