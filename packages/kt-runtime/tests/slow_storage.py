@@ -80,6 +80,9 @@ class SlowLease:
     def tail(self):
         return self.lease.tail
 
+    def release_tail(self):
+        self.lease.release_tail()
+
     @property
     def num_loadable_tokens(self):
         return 0 if self.load_ else len(self.hashes) * self.space.space.page_tokens

@@ -112,6 +112,17 @@ def test_too_few_pages_take_nothing_and_old_prefixes_give_way():
     assert len(pool.allocate([9] * 5, 16, None, reuse=True).page_ids) == 4
 
 
+def test_a_page_whose_beginning_could_be_copied_is_taken_if_no_other_is_left():
+    pool, store = pool_of(2)
+    table = pool.allocate([1, 2, 3, 4], 4, None, reuse=True)
+    table.commit([1, 2, 3, 4], 4)
+    table.release()
+    table = pool.allocate([1, 2, 3, 9, 9, 9], 8, None, reuse=True)
+    assert (len(table.page_ids), table.num_cached_tokens) == (2, 0)
+    assert counts(store) == (0, 0, 2)
+    table.release()
+
+
 def test_a_table_grows_page_by_page_and_publishes_in_order():
     pool, _ = pool_of(8)
     ids = list(range(20))

@@ -345,6 +345,10 @@ class PrefixLease(Protocol):
         """A page of another sequence that begins as this chain goes on; None if there is none."""
         ...
 
+    def release_tail(self) -> None:
+        """Do without it: its page may be taken for something else."""
+        ...
+
     def release(self) -> None: ...
 
 

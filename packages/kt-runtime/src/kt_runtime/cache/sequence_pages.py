@@ -174,7 +174,10 @@ class SequencePages:
         self._num_committed_pages = len(self._page_ids)
         self._num_cached_tokens = self._num_committed_pages * self._page_size
         if not self.grow(num_tokens):
-            return False
+            # The last page that is missing may be the one whose beginning would be copied.
+            self._lease.release_tail()
+            if not self.grow(num_tokens):
+                return False
         if self._lease.tail is not None:
             self._num_cached_tokens += self._reservations[0].copy_tail(self._lease)
         return True
