@@ -33,7 +33,7 @@ test: setup ## all tests, time printed per package
 test-fast: setup ## tests without the slow and end-to-end ones (at most 5 minutes)
 	@$(PY) tools/run_tests.py --fast
 
-test-sanitize: setup ## kernel tests in builds with ASan + UBSan and with TSan (minutes; GCC)
+test-sanitize: setup ## tests of kernels and kt-kvcache in builds with ASan + UBSan and with TSan (minutes; GCC)
 	@$(PY) tools/run_sanitize.py
 
 test-mutation: setup ## break one primitive of the kernels at a time: their tests must notice (minutes)

@@ -20,11 +20,12 @@ class NativePageMover:
     whatever Python does. One Python thread sets the futures of all batches that have ended.
     """
 
-    def __init__(self, num_threads: int = 4, inflight_bytes: int = 32 << 20) -> None:
+    def __init__(self, num_threads: int = 8, inflight_bytes: int = 32 << 20) -> None:
         """Starts no thread before the first call.
 
         Args:
-            num_threads: calls in flight.
+            num_threads: pages in work. While some are at checksums and copies, the others keep
+                the drive busy, which takes four.
             inflight_bytes: bytes in flight at most; a page that has more travels alone.
         """
         self._mover = _core.PageMover(num_threads, inflight_bytes)
