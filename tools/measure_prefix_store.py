@@ -29,7 +29,7 @@ from kt_server.bench.local_server import local_server
 from kt_server.bench.prompts import PromptMaker
 from kt_server.bench.summary import percentile
 
-OWN_TOKENS = 24  # of each prompt, behind the shared prefix
+OWN_TOKENS = 8  # of each prompt, behind the shared prefix: a short question
 # What a release must keep and wants: parts of the cold time, and how much longer gaps may get.
 TTFT_FLOOR, TTFT_GOAL, GAP_FLOOR = 0.10, 0.02, 0.05
 
