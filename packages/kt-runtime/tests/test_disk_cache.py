@@ -76,6 +76,7 @@ def test_many_requests_after_a_restart_load_the_same_pages(root: Path) -> None:
     prompts = {f"{i}": (*PROMPT, i) for i in range(6)}
     with engine_on(root, num_pages=16) as engine:
         events = run(engine, *(greedy_request(i, p, 4) for i, p in prompts.items()))
+        assert engine._parts.store._store.flush().result(60)  # what is written is held, too
         assert engine.stats().pages_used == 0
     for request_id, prompt in prompts.items():
         assert tokens_of(events, request_id) == greedy_continuation(prompt, 4)
@@ -150,8 +151,10 @@ def test_a_disk_that_cannot_be_written_costs_hits_and_nothing_else(
 def test_an_unsafe_directory_is_refused(root: Path) -> None:
     root.mkdir(mode=0o777)
     root.chmod(0o777)
-    with pytest.raises(ValueError, match="kvstore"):
+    with pytest.raises(ValueError, match="root must belong to its user"):
         engine_on(root)
+    with pytest.raises(ValueError, match="root must belong to its user"):  # and not at the end
+        Engine.from_pretrained(root / "no-model", EngineConfig(kv_disk_path=str(root)))
 
 
 def test_a_context_needs_all_pages_and_the_disk_is_written_meanwhile(root: Path) -> None:

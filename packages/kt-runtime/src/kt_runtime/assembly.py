@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kt_runtime.cache import kv_tensors
 from kt_runtime.cache.page_pool import PagePool
-from kt_runtime.cache.store import KVOrigin, ModelStore
+from kt_runtime.cache.store import KVOrigin, ModelStore, check_root
 from kt_runtime.checkpoint.checkpoint import open_checkpoint
 from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.checkpoint.model_dir import ModelConfig
@@ -59,6 +59,7 @@ def assemble(
     progress: Callable[[int, int], None] | None,
 ) -> EngineParts:
     """Load a model with its backend and pages; see `Engine.from_pretrained`."""
+    check_root(config)
     files = ModelFiles.open(path)
     checkpoint = open_checkpoint(files)
     fingerprint = Fingerprint(files, config.model_identity)

@@ -232,7 +232,8 @@ class EngineStats:
         num_running, num_waiting: requests that hold pages; requests that do not yet.
         num_loading: those of the running ones that wait for stored KV to be read.
         num_pages, pages_free, pages_cached, pages_used: KV pages in all; holding nothing; holding
-            reusable prefixes that no request uses (evictable); held by running requests.
+            reusable prefixes that no request uses (evictable); held by running requests, or by
+            the store while it reads or writes them.
         steps, graph_steps: forward passes in all; those replayed from a recorded graph.
         phase_steps, step_seconds, forward_seconds: steps, the seconds in them, and those in which
             the model ran, by phase: "prefill" steps hold prompt tokens, "decode" steps none. A step

@@ -121,7 +121,10 @@ class _EngineCollector:
                 "Running requests that wait for stored KV to be read",
                 stats.num_loading,
             ),
-            "kt_kv_cache_usage_perc": ("Share of KV pages held by running requests (0-1)", used),
+            "kt_kv_cache_usage_perc": (
+                "Share of KV pages held by running requests, or on their way to disk (0-1)",
+                used,
+            ),
             "kt_max_inter_token_latency_seconds": (
                 "What a step may take by prediction while anything decodes",
                 stats.max_itl_s,

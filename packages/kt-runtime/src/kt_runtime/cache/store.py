@@ -62,7 +62,7 @@ class ModelStore:
             ),
             layout="token, head, dim",
         )
-        root = None if config.kv_disk_path is None else Path(config.kv_disk_path).expanduser()
+        root = _root(config)
         sizes = StoreConfig(
             arena.num_pages,
             config.page_size,
@@ -86,6 +86,19 @@ class ModelStore:
         if self._final_stats is None:
             self._final_stats = self._store.stats()
             self._store.close()
+
+
+def check_root(config: EngineConfig) -> None:
+    """Raises what `ModelStore` would over kv_disk_path: before a long load, not after."""
+    from kt_kvcache.disk.files import OsFiles
+
+    root = _root(config)
+    if root is not None:
+        OsFiles(root).close_all()
+
+
+def _root(config: EngineConfig) -> Path | None:
+    return None if config.kv_disk_path is None else Path(config.kv_disk_path).expanduser()
 
 
 def by_tier(stats: Stats) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, float]]]:
