@@ -51,8 +51,13 @@ class Lease(Handle):
 
     @property
     def num_loadable_tokens(self) -> int:
-        """Further tokens found on disk, that ``load`` would bring; 0 once it was called."""
-        return 0 if self._on_disk is None else len(self._on_disk.pages) * self._page_tokens
+        """Further tokens found on disk, that ``load`` would bring; 0 once it was called.
+
+        More than a multiple of the page size if a tail was asked for and found there.
+        """
+        if self._on_disk is None:
+            return 0
+        return self._on_disk.num_full_pages * self._page_tokens + self._on_disk.tail_tokens
 
     def load(self, deadline: float | None = None) -> Completion[LoadResult]:
         """Brings the pages found on disk into memory, in the background; waits for nothing.
@@ -79,10 +84,10 @@ class Lease(Handle):
             found, self._on_disk = self._on_disk, None
             lease = weakref.ref(self)
 
-            def grow(loaded: Transfer) -> None:
+            def grow(loaded: Transfer, tail_tokens: int) -> None:
                 alive = lease()
                 if alive is not None:
-                    alive._grow(loaded)
+                    alive._grow(loaded, tail_tokens)
 
             self._load = Load(
                 self._tier, self._disk, self._root, self._page_tokens, found, grow, deadline
@@ -143,12 +148,17 @@ class Lease(Handle):
             self._tier.release_tail(self._holding, self._tail[0])
             self._tail = None
 
-    def _grow(self, loaded: Transfer) -> None:
-        """Takes in what was loaded; in a thread of the store."""
+    def _grow(self, loaded: Transfer, tail_tokens: int) -> None:
+        """Takes in what was loaded, its last page as a tail if it has `tail_tokens`; in a thread
+        of the store."""
         page_ids = self._tier.extend(self._holding, loaded)
-        if page_ids is not None:
-            self._page_ids = tuple(page_ids)
-            self._tail = None  # its pin has moved down
+        if page_ids is None:
+            return
+        if tail_tokens:
+            page_ids.pop()
+        self._page_ids = tuple(page_ids)
+        # The one there was has lost its pin to what follows.
+        self._tail = (loaded.pins[-1], tail_tokens) if tail_tokens else None
 
     def _leak(self) -> None:
         if self._on_disk is not None and self._disk is not None:

@@ -31,7 +31,8 @@ class LoadResult:
     """What became of a load.
 
     Attributes:
-        ok_tokens: tokens that the lease holds in addition now; at most ``num_loadable_tokens``.
+        ok_tokens: tokens in full pages that the lease holds in addition now; a tail, which
+            ``lease.tail`` has then, is not counted.
         num_bytes: bytes of these pages.
         reason: why they are not all: "memory" (no more slots), "failed" (a page was not readable
             or not what it should be), "deadline", "cancelled", "dropped"; None if they are.
@@ -52,7 +53,7 @@ class Load(Completion[LoadResult]):
         root: CachedPage,
         page_tokens: int,
         found: DiskHolding,
-        grow: Callable[[Transfer], None],
+        grow: Callable[[Transfer, int], None],
         deadline: float | None,
     ) -> None:
         """Takes over `found` and starts; callers use ``Lease.load``.
@@ -62,13 +63,15 @@ class Load(Completion[LoadResult]):
             root: of their namespace, in memory.
             page_tokens: tokens per page.
             found: the pages, pinned on disk.
-            grow: has the lease hold what was published.
+            grow: has the lease hold what was published; says how many tokens of the last page
+                hold if that is a tail.
             deadline: seconds until the result must be there, or None.
         """
         super().__init__()
         self.set_running_or_notify_cancel()  # a cancelled load has a result
         self._ram, self._disk, self._root = ram, disk, root
         self._page_tokens = page_tokens
+        self._num_full_pages, self._tail_tokens = found.num_full_pages, found.tail_tokens
         self._found = found
         self._grow = grow
         self._lock = RLock()  # a read may be done before it is asked for, and calls back at once
@@ -157,12 +160,14 @@ class Load(Completion[LoadResult]):
             self._stopped = self._stopped or reason or "done"
             num_ok = self._num_ok
             if num_ok:
-                self._grow(self._holding)
+                has_tail = num_ok > self._num_full_pages
+                self._grow(self._holding, self._tail_tokens if has_tail else 0)
         if self._timer is not None:
             self._timer.cancel()
         self._give_back()  # first: whoever is told wants the slots that brought nothing
         num_bytes = num_ok * self._disk.slot_bytes
-        self.set_result(LoadResult(num_ok * self._page_tokens, num_bytes, reason))
+        ok_tokens = min(num_ok, self._num_full_pages) * self._page_tokens
+        self.set_result(LoadResult(ok_tokens, num_bytes, reason))
         return True
 
     def _give_back(self) -> None:

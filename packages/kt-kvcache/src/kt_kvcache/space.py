@@ -96,8 +96,8 @@ class Space:
         holding, page_ids, found = self._tier.acquire(self._root, chain, num_tokens, with_tail=tail)
         on_disk = None
         if self._disk is not None:
-            num_pages = min(chain.num_pages, num_tokens // chain.page_tokens)
-            on_disk = self._disk.find(self.ns_key, chain, len(page_ids), num_pages)
+            tail_above = (0 if found is None else found[1]) if tail else None
+            on_disk = self._disk.find(self.ns_key, chain, len(page_ids), num_tokens, tail_above)
         return Lease(
             self._tier,
             self._arena,

@@ -148,6 +148,63 @@ def test_a_load_without_a_hit_is_done(open_store):
         assert lease.load() is load
 
 
+def test_part_of_a_page_is_loaded_and_copied(open_store):
+    store = open_store()
+    stored = fill(space_of(store), TOKENS[:12])
+    store.close()
+    store = open_store()
+    space = space_of(store)
+    chain = space.chain([*TOKENS[:6], 99, 99, 99])
+    with space.acquire(chain, tail=True) as lease:
+        assert (lease.tail, lease.num_loadable_tokens) == (None, 4 + 2)
+        assert lease.load().result(30) == LoadResult(4, 2 * SLOT_BYTES, None)
+        assert_right(lease, chain)
+        assert (lease.num_tokens, lease.tail.num_tokens, lease.num_loadable_tokens) == (4, 2, 0)
+        with space.reserve(chain, 1, 1) as writer:
+            assert writer.copy_tail(lease) == 2
+            assert (writer.view().page(1, 0) == content(stored.page_hash(1), 1)).all()
+    with space.acquire(space.chain([*TOKENS[:7], 99]), tail=True) as lease:
+        assert (lease.num_tokens, lease.tail.num_tokens, lease.num_loadable_tokens) == (4, 3, 0)
+    # Limits are kept, and nothing is asked for twice or without need.
+    with space.acquire(stored, 11, tail=True) as lease:
+        assert (lease.num_tokens, lease.num_loadable_tokens) == (8, 3)
+    with space.acquire(chain) as lease:
+        assert lease.num_loadable_tokens == 0
+    store.check_integrity()
+
+
+def test_a_tail_on_disk_replaces_a_shorter_one_in_memory(open_store):
+    store = open_store()
+    fill(space_of(store), TOKENS[:4])
+    store.close()
+    store = open_store()
+    space = space_of(store)
+    fill(space, [*TOKENS[:1], 50, 50, 50])
+    store.flush(durable=False).result(30)  # what is being written is pinned
+    with space.acquire(space.chain([*TOKENS[:3], 99]), tail=True) as lease:
+        assert (lease.tail.num_tokens, lease.num_loadable_tokens) == (1, 3)
+        assert lease.load().result(30).ok_tokens == 0
+        assert (lease.page_ids, lease.tail.num_tokens) == ((), 3)
+        assert store.stats().pinned_pages == 1
+    with space.acquire(space.chain([*TOKENS[:1], 99, 99, 99]), tail=True) as lease:
+        assert (lease.tail.num_tokens, lease.num_loadable_tokens) == (1, 0)
+    store.check_integrity()
+
+
+def test_a_tail_that_memory_has_no_page_for_is_done_without(open_store):
+    store = open_store()
+    fill(space_of(store), TOKENS[:12])
+    store.close()
+    store = open_store()
+    space = space_of(store)
+    with space.reserve(space.chain([]), 0, 31):
+        lease = space.acquire(space.chain([*TOKENS[:6], 99, 99]), tail=True)
+        assert lease.load().result(30) == LoadResult(4, SLOT_BYTES, "memory")
+        assert (lease.num_tokens, lease.tail) == (4, None)
+        lease.release()
+    store.check_integrity()
+
+
 def test_a_load_can_be_awaited_and_called_back(open_store):
     with open_store() as store:
         fill(space_of(store), TOKENS)
@@ -298,7 +355,7 @@ def test_a_forked_child_finds_nothing(open_store):
     if not child:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = store._disk.find(space.ns_key, chain, 0, 20)
+            found = store._disk.find(space.ns_key, chain, 0, 80, None)
             store.close()
         os._exit(0 if found is None else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -36,14 +36,21 @@ class DiskHolding:
     Attributes:
         pages: in the order of the sequence.
         pin: the last of them, pinned, and with it all above.
+        tail_tokens: if the last page only begins as the chain goes on, its tokens that do; else 0.
     """
 
-    __slots__ = ("pages", "pin")
+    __slots__ = ("pages", "pin", "tail_tokens")
 
-    def __init__(self, pages: list[CachedPage], pin: CachedPage) -> None:
+    def __init__(self, pages: list[CachedPage], pin: CachedPage, tail_tokens: int = 0) -> None:
         """Records what has just been pinned."""
         self.pages = pages
         self.pin = pin
+        self.tail_tokens = tail_tokens
+
+    @property
+    def num_full_pages(self) -> int:
+        """Pages that are the chain's as a whole."""
+        return len(self.pages) - (self.tail_tokens > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +81,27 @@ class DiskPages:
     # What leases and loads ask
 
     def find(
-        self, ns_key: bytes, chain: Chain, first_page: int, num_pages: int
+        self, ns_key: bytes, chain: Chain, first_page: int, max_tokens: int, tail_above: int | None
     ) -> DiskHolding | None:
-        """Pins those of the chain's pages [first_page, num_pages) that follow without a gap."""
+        """Pins those of the chain's pages from `first_page` on that follow without a gap.
+
+        Args:
+            ns_key, chain: where to look, and for what.
+            first_page: pages found already.
+            max_tokens: upper limit of all that is found.
+            tail_above: also pin a page that goes on for part of a page, and where no full page
+                comes before it, for more tokens than this. None: do not.
+        """
+        num_pages = min(chain.num_pages, max_tokens // chain.page_tokens)
         with self._lock:
             root = self._index.by_hash.get(ns_key)
             if root is None:
                 return None
             last, places = self._index.match(root, chain, num_pages)
+            tail = None
+            if tail_above is not None and len(places) >= first_page:
+                num_left = max_tokens - len(places) * chain.page_tokens
+                tail = self._index.match_tail(last, chain, len(places), num_left)
             pages: list[CachedPage] = []
             for _ in range(len(places) - first_page):
                 pages.append(last)
@@ -89,11 +109,18 @@ class DiskPages:
                 last = last.parent
             pages.reverse()
             unready = next((i for i, page in enumerate(pages) if page in self._unready), None)
-            del pages[len(pages) if unready is None else unready :]
+            if unready is not None:
+                del pages[unready:]
+            tail_tokens = 0
+            if tail is not None and unready is None and tail[0] not in self._unready:
+                page, num_tokens = tail
+                if pages or num_tokens > (tail_above or 0):
+                    pages.append(page)
+                    tail_tokens = num_tokens
             if not pages:
                 return None
             self._index.pin(pages[-1])
-            return DiskHolding(pages, pages[-1])
+            return DiskHolding(pages, pages[-1], tail_tokens)
 
     def count(self, ns_key: bytes, chain: Chain) -> int:
         """Number of leading pages of the chain that are known here, pins nothing."""

@@ -99,20 +99,20 @@ class DiskTier:
         return self._shape.slot_bytes
 
     def find(
-        self, ns_key: bytes, chain: Chain, first_page: int, num_pages: int
+        self, ns_key: bytes, chain: Chain, first_page: int, max_tokens: int, tail_above: int | None
     ) -> DiskHolding | None:
-        """Pins those of pages [first_page, num_pages) that are here without a gap. O(num_pages)."""
+        """Pins what follows the first pages of a chain; see ``DiskPages.find``. O(pages)."""
         if self._closed or os.getpid() != self._pid:
             return None
         while self._leaked:
             self.release(self._leaked.popleft())
         if first_page:
             self._worker.touch(chain.page_hash(first_page - 1))
-        if first_page >= num_pages:
+        if first_page * chain.page_tokens >= max_tokens:
             return None
-        found = self._pages.find(ns_key, chain, first_page, num_pages)
+        found = self._pages.find(ns_key, chain, first_page, max_tokens, tail_above)
         if found is not None:
-            self._counters.hit_pages += len(found.pages)
+            self._counters.hit_pages += found.num_full_pages
         return found
 
     def count(self, ns_key: bytes, chain: Chain) -> int:
