@@ -4,13 +4,16 @@ it changes nothing that anybody is told."""
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 
 import pytest
 
 from kt_runtime.core import Request
 from kt_runtime.exec.aside import Aside
 from kt_runtime.exec.batch import build_batch
+from kt_runtime.exec.logprobs import token_logprobs
 
 from .fake_model import (
     VOCAB_SIZE,
@@ -19,6 +22,7 @@ from .fake_model import (
     fake_engine,
     greedy_continuation,
     greedy_request,
+    history_logits,
     last_of,
     tokens_of,
 )
@@ -177,6 +181,35 @@ def test_nothing_that_is_told_depends_on_it(aside, settings):
     assert told[0] == told[1]
 
 
+def test_log_probabilities_are_found_when_their_row_is_long_gone(aside, monkeypatch):
+    """A graph writes the next logits where the last ones were."""
+    engine = fake_engine()
+    done, waits = [], itertools.count(2)
+    run = engine._parts.runner.run
+
+    def counted(batch):
+        logits = run(batch)
+        done.append(batch)
+        return logits
+
+    def late(*args):
+        wanted, until = min(next(waits), 6), time.monotonic() + MEETING_S
+        while len(done) < wanted and time.monotonic() < until:
+            time.sleep(0.0005)
+        assert len(done) >= wanted
+        return token_logprobs(*args)
+
+    monkeypatch.setattr(engine._parts.runner, "run", counted)
+    monkeypatch.setattr("kt_runtime.exec.outputs.token_logprobs", late)
+    engine.add(greedy_request("a", [1], 6, sampling={"logprobs": 2}))
+    events = drain_overlapped(engine, aside)
+    assert engine.stats().graph_steps == 6
+    history = [1]
+    for event in events:
+        assert event.logprobs == token_logprobs(history_logits(history), event.token_id, 2)
+        history.append(event.token_id)
+
+
 def test_a_forward_that_fails_ends_its_requests_only(aside):
     model = FakeCausalLM()
     engine = fake_engine(model)
@@ -215,9 +248,11 @@ def test_what_fails_while_it_is_booked_ends_its_request_once(aside, monkeypatch,
         patch.setattr(where, fails)
         engine.abort("0")
         engine.step_overlapped(aside, events.extend)
+    engine.add(greedy_request("later", [9], 3))
     events += drain_overlapped(engine, aside)
     ends = {e.request_id: e.finish_reason for e in events if e.finish_reason}
-    assert sum(e.finish_reason is not None for e in events) == 3
+    assert sum(e.finish_reason is not None for e in events) == 4
+    assert all(last_of(events, request_id).finish_reason for request_id in ends)
     assert (ends["1"], ends["2"]) == ("error", "error")
     assert last_of(events, "1").error == "MemoryError: none left"
     for i in range(3):
