@@ -110,7 +110,7 @@ def test_answers_make_sense(llm: LLM) -> None:
 def test_native_runs_the_file_s_own_blocks(llm: LLM) -> None:
     packed: Any = llm.stats().weight_formats
     if llm.engine.config.weight_format == "native":
-        assert packed == {"linear": "q4_1", "lm_head": "q8_0", "embedding": "f16"}
+        assert packed == {"linear": "q4_1", "lm_head": "q8_0", "embedding": "q8_0"}
 
 
 def log_perplexity(logits: np.ndarray, ids: list[int]) -> float:

@@ -4,6 +4,8 @@
 import numpy as np
 
 from kt_kernel import Graph, Linear
+from kt_kernel.formats import FORMATS
+from kt_kernel.known_weights import known_weights
 
 from .inputs import (
     CpuTime,
@@ -14,6 +16,7 @@ from .inputs import (
     make_stream,
     normal,
     pack_linear,
+    rng,
     stored,
 )
 
@@ -34,6 +37,20 @@ class Embedding(CpuTime):
 
     def time_embedding(self, dtype):
         self.stream.embedding(self.ids, self.weight, self.out, dtype=dtype)
+
+
+class EmbeddingOfBlocks(CpuTime):
+    params = cases.K_QUANTS
+    param_names = ("format",)
+
+    def prepare(self, format):
+        self.stream = make_stream()
+        self.weight = known_weights(FORMATS[format], rng(), 4096, HIDDEN).weight
+        self.ids = np.arange(0, 4096, 4096 // TOKENS, dtype=I32)
+        self.out = np.empty((TOKENS, HIDDEN), F32)
+
+    def time_embedding(self, format):
+        self.stream.embedding(self.ids, self.weight, self.out, format=format)
 
 
 class Elementwise(CpuTime):

@@ -199,6 +199,22 @@ def test_counts_every_op_of_every_replay():
     assert own.op_counts() == {"add": 6}
 
 
+def test_a_table_of_blocks_is_read_where_it_lies_at_every_replay(pool, rng):
+    """Of a file, say, which the graph keeps mapped."""
+    table, ids = rng.integers(0, 256, (4, 34), np.uint8), np.array([1, 3], I32)
+    table[:, :2] = np.array([1], np.float16).view(np.uint8)
+    out = np.zeros((2, 32), F32)
+    graph = Graph(pool)
+    graph.embedding(ids, table.view(), out, format="q8_0")
+    for chosen in ([1, 3], [0, 0]):
+        ids[:] = chosen
+        graph.replay()
+        assert np.array_equal(out, table[chosen, 2:].view(np.int8))
+    table[0, 2:] ^= 0x15
+    graph.replay()
+    assert np.array_equal(out, table[[0, 0], 2:].view(np.int8))
+
+
 def test_an_error_names_its_op_and_spoils_the_step_not_the_graph(pool):
     ids, weight, out = np.array([1, 60], I32), np.ones((50, 8), F32), np.zeros((2, 8), F32)
     graph = Graph(pool)

@@ -8,8 +8,10 @@ import torch
 
 from kt_kernel import Router
 
-from . import reference
-from .cases import FLOAT_DTYPES, ROWS
+from . import reference, reference_weights
+from .cases import FLOAT_DTYPES, GGUF_FORMATS, ROWS, k_multiple
+from .gguf_blocks import block
+from .sources import quantised
 
 F32 = np.float32
 
@@ -33,6 +35,61 @@ def test_embedding_refuses_ids_outside_the_vocabulary(stream, bad):
     weight, out = np.ones((50, 8), F32), np.full((2, 8), 7, F32)
     with pytest.raises(ValueError, match=rf"^\[embedding\] ids must lie in \[0, 50\); got {bad}$"):
         stream.embedding(np.array([1, bad], np.int32), weight, out)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("format", GGUF_FORMATS)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_embedding_unpacks_the_rows_asked_for(stream, format, blocks, rng):
+    columns = blocks * k_multiple(format, quantised=True)
+    source = quantised(format, (50, columns), rng)
+    values = reference_weights.stored(source, format).values.astype(F32)  # rounded once, as ours
+    for m in ROWS:
+        ids = rng.integers(0, 50, m).astype(np.int32)
+        out = np.full((m, columns), np.nan, F32)
+        stream.embedding(ids, source.weight, out, format=format)
+        assert np.array_equal(out, values[ids])
+
+
+def test_embedding_takes_the_extremes_of_blocks(stream):
+    """The largest values, no scale, an infinite one, and one that is no number."""
+    halves = np.array([65504, 0, np.inf, np.nan, -(2.0**-24)], np.float16)
+    rows = block("q8_0", np.full((5, 32), -128), halves[:, None])
+    rows[1:, 2:4] = 0, 127
+    out = np.empty((5, 32), F32)
+    stream.embedding(np.arange(5, dtype=np.int32), rows, out, format="q8_0")
+    with np.errstate(invalid="ignore"):
+        expected = rows[:, 2:].view(np.int8) * halves[:, None].astype(F32)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("format", "row_bytes", "rule"),
+    [
+        ("q4_0", 17, r"rows of q4_0 must be a multiple of 18 bytes; got 17"),
+        ("q6_k", 144, r"rows of q6_k must be a multiple of 210 bytes; got 144"),
+        ("int8", 32, r"format must be floats or blocks with scales of their own; got int8"),
+        ("mxfp4", 16, r"format must be floats or blocks with scales of their own; got mxfp4"),
+        ("q9", 32, r"format must be one of .*; got q9"),
+        ("bf16", 32, r"weight must be C-contiguous bf16 .*; got uint8 \(4, 32\)"),
+    ],
+)
+def test_embedding_refuses_tables_that_are_none(stream, format, row_bytes, rule):
+    out = np.full((1, 32), 7, F32)
+    with pytest.raises(ValueError, match=rf"^\[embedding\] {rule}$"):
+        stream.embedding(
+            np.zeros(1, np.int32), np.zeros((4, row_bytes), np.uint8), out, format=format
+        )
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("bad", [-1, 50])
+def test_embedding_refuses_ids_outside_a_table_of_blocks(stream, bad):
+    weight, out = np.zeros((50, 18), np.uint8), np.full((2, 32), 7, F32)
+    with pytest.raises(ValueError, match=rf"^\[embedding\] ids must lie in \[0, 50\); got {bad}$"):
+        stream.embedding(np.array([1, bad], np.int32), weight, out, format="q4_0")
+    with pytest.raises(ValueError, match=r"^\[embedding\] out must be .*\(1, 32\); got"):
+        stream.embedding(np.array([1], np.int32), weight, out, format="q4_0")
     assert (out == 7).all()
 
 

@@ -13,12 +13,10 @@ ROLES: tuple[Role, ...] = ("experts", "linear", "embedding", "lm_head", "router"
 
 
 @pytest.mark.parametrize("stored", FLOATS + BLOCKS)
-def test_native_is_what_is_stored_but_for_routers_and_looked_up_blocks(stored: str) -> None:
+def test_native_is_what_is_stored_but_for_routers(stored: str) -> None:
     for role in ROLES:
-        exceptions = {"router": "float32"}
-        if stored in BLOCKS:
-            exceptions["embedding"] = "f16"
-        assert resolve("native", role, stored) == exceptions.get(role, stored)
+        expected = "float32" if role == "router" else stored
+        assert resolve("native", role, stored) == expected
     assert stored in FORMATS  # the kernels' own name for it
 
 
@@ -29,22 +27,22 @@ def test_several_stored_formats_have_float32_in_common() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight_format", "experts", "others", "embedding"),
+    ("weight_format", "experts", "others"),
     [
-        ("float32", "float32", "float32", "float32"),
-        ("bf16", "bf16", "bf16", "bf16"),
-        ("int8", "int8", "int8", "bf16"),
-        ("int4", "int4", "int8", "bf16"),
+        ("float32", "float32", "float32"),
+        ("bf16", "bf16", "bf16"),
+        ("int8", "int8", "int8"),
+        ("int4", "int4", "int8"),
     ],
 )
 @pytest.mark.parametrize("stored", ["float32", "bf16", "f16", "q4_1", "q6_k"])
-def test_asked_format_counts_whatever_is_stored(
-    weight_format: WeightFormat, experts: str, others: str, embedding: str, stored: str
+def test_asked_format_counts_whatever_is_stored_but_for_tables_that_are_looked_up(
+    weight_format: WeightFormat, experts: str, others: str, stored: str
 ) -> None:
     assert resolve(weight_format, "experts", stored) == experts
     assert resolve(weight_format, "linear", stored) == others
     assert resolve(weight_format, "lm_head", stored) == others
-    assert resolve(weight_format, "embedding", stored) == embedding
+    assert resolve(weight_format, "embedding", stored) == stored
     assert resolve(weight_format, "router", stored) == "float32"
 
 

@@ -35,8 +35,3 @@ def test_values_are_the_library_s(name: str, shape: tuple[int, int]) -> None:
     blocks = blocks.reshape(shape[0], -1)
     got = dequantize(QuantTensor(name, torch.from_numpy(blocks), shape))
     np.testing.assert_array_equal(got.numpy(), judge(blocks, number))
-    half = dequantize(QuantTensor(name, torch.from_numpy(blocks), shape), torch.float16)
-    assert torch.equal(half, got.half())
-    assert torch.equal(
-        dequantize(QuantTensor(name, torch.from_numpy(blocks), shape), num_threads=3), got
-    )

@@ -128,7 +128,7 @@ def test_projections_of_one_layer_may_differ_in_format() -> None:
     path, _ = written("qwen3_moe-wide", "mixed")
     model = load_model(path, ops_of("kt"), "native")
     assert model.weight_formats["experts"] == "q4_k+q6_k"
-    assert model.weight_formats["embedding"] == "f16"
+    assert model.weight_formats["embedding"] == "q5_k"
     assert model.weight_formats["router"] == "float32"
 
 

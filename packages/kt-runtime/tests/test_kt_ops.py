@@ -7,15 +7,18 @@ import gc
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import Tensor
 
 from kt_kernel import ThreadPool
+from kt_runtime.checkpoint.formats import BLOCKS
 from kt_runtime.ops.kt_ops import PROJECTIONS, KtOps
 from kt_runtime.ops.recording import Recording
 from kt_runtime.ops.torch_ops import TorchOps
-from kt_runtime.protocols import ModelShape, Projection, RopeTable, Router
+from kt_runtime.protocols import ModelShape, Projection, QuantTensor, RopeTable, Router
 
 from .paged_batch import PagedSequences
 
@@ -126,11 +129,40 @@ def test_experts(
     assert difference.max() <= 1e-5 + edge * want.abs().max()
 
 
-@pytest.mark.parametrize("weight_format", ["float32", "bf16"])
-def test_embedding_is_exact(both: tuple[KtOps, TorchOps], weight_format: str) -> None:
-    table, ids = randn(11, 24), torch.tensor([3, 0, 10, 3], dtype=torch.int32)
-    got, want = (ops.embedding(ids, ops.pack_embedding(table, weight_format)) for ops in both)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_embedding_is_exact(both: tuple[KtOps, TorchOps], dtype: torch.dtype) -> None:
+    table, ids = randn(11, 24).to(dtype), torch.tensor([3, 0, 10, 3], dtype=torch.int32)
+    got, want = (ops.embedding(ids, ops.pack_embedding(table)) for ops in both)
     assert torch.equal(got, want)
+    assert torch.equal(got, table[ids.long()].float())
+
+
+@pytest.mark.parametrize("format", BLOCKS)
+def test_embedding_of_blocks_is_their_float32_values(
+    both: tuple[KtOps, TorchOps], format: str
+) -> None:
+    kind = GGMLQuantizationType[format.upper()]
+    block_size, block_bytes = GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(1).integers(0, 256, (11, 2 * block_bytes), np.uint8)
+    with np.errstate(invalid="ignore"):  # scales of any bits
+        values = quants.dequantize(blocks, kind)
+    table = QuantTensor(format, torch.from_numpy(blocks), (11, 2 * block_size))
+    ids = torch.tensor([3, 0, 10, 3], dtype=torch.int32)
+    for ops in both:
+        got = ops.embedding(ids, ops.pack_embedding(table))
+        np.testing.assert_array_equal(got, values[ids])
+    assert both[0].embedding(ids[:0], table).shape == (0, 2 * block_size)
+    with pytest.raises(ValueError, match=r"^\[embedding\] ids must lie in \[0, 11\); got 11$"):
+        both[0].embedding(torch.tensor([11], dtype=torch.int32), table)
+
+
+def test_an_embedding_table_stays_where_it_is(both: tuple[KtOps, TorchOps]) -> None:
+    table = randn(5, 8)
+    assert both[0].pack_embedding(table).data_ptr() == table.data_ptr()
+    unaligned = torch.frombuffer(bytearray(range(33)), dtype=torch.float16, offset=1)
+    copied = both[0].pack_embedding(unaligned.view(2, 8))
+    got = both[0].embedding(torch.tensor([1], dtype=torch.int32), copied)
+    assert torch.equal(got, copied[1:].float())
 
 
 @pytest.mark.parametrize("shape", [(5, 96), (5, 3, 24)])
@@ -228,13 +260,12 @@ def test_compute_leaves_its_inputs_alone(both: tuple[KtOps, TorchOps]) -> None:
 def test_packed_weights_outlive_the_source(both: tuple[KtOps, TorchOps]) -> None:
     kt, _ = both
     source, x = randn(8, 32), randn(2, 32, seed=1)
-    ids = torch.tensor([5], dtype=torch.int32)
     bias, gain = randn(8, seed=2), randn(32, seed=3)
 
     def results() -> list[Tensor]:
-        return [kt.linear(x, linear), kt.embedding(ids, table), kt.rms_norm(x, norm, 1e-5)]
+        return [kt.linear(x, linear), kt.rms_norm(x, norm, 1e-5)]
 
-    linear, table = kt.pack_linear(source, "float32", bias), kt.pack_embedding(source, "float32")
+    linear = kt.pack_linear(source, "float32", bias)
     norm = kt.pack_vector(gain)
     before = results()
     for tensor in (source, bias, gain):
@@ -303,7 +334,7 @@ def test_recorded_outputs_live_with_the_graph(both: tuple[KtOps, TorchOps]) -> N
         lambda ops: ops.linear(randn(2, 31), ops.pack_linear(randn(8, 32), "int8")),
         lambda ops: ops.swiglu(randn(2, 3), randn(3, 3)),
         lambda ops: ops.rms_norm(randn(2, 4).double(), ops.pack_vector(randn(4)), 1e-5),
-        lambda ops: ops.embedding(torch.tensor([1]), ops.pack_embedding(randn(4, 4), "bf16")),
+        lambda ops: ops.embedding(torch.tensor([1]), ops.pack_embedding(randn(4, 4))),
         lambda ops: ops.swiglu(randn(4, 2).T, randn(2, 4)),
     ],
     ids=["width", "rows", "float64", "int64 ids", "strides"],

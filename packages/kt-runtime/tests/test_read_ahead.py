@@ -52,7 +52,7 @@ def finished(reader: ReadAhead) -> None:
 def test_layers_come_first_then_what_is_around_them(tmp_path: Path, asked: list) -> None:
     file = tmp_path / "f"
     file.touch()
-    names = ["token_embd.weight", "blk.10.a", "blk.2.a", "blk.2.b", "output.weight"]
+    names = ["output_norm.weight", "blk.10.a", "blk.2.a", "blk.2.b", "output.weight"]
     tensors = [Stored(name, file, 20 * MIB * i, 9 * MIB) for i, name in enumerate(names)]
     reader = ReadAhead(lambda: tensors)
     reader.start()
@@ -61,6 +61,25 @@ def test_layers_come_first_then_what_is_around_them(tmp_path: Path, asked: list)
     starts = [begin for _, begin, _ in asked if begin % (20 * MIB) == 0]
     assert starts == [20 * MIB * i for i in (2, 3, 1, 0, 4)]
     assert sum(nbytes for *_, nbytes in asked) == 5 * 9 * MIB
+
+
+@pytest.mark.parametrize(
+    ("table", "matrix"),
+    [("token_embd.weight", "output.weight"), ("model.embed_tokens.weight", "lm_head.weight")],
+)
+def test_a_table_that_is_only_looked_up_is_not_read(
+    tmp_path: Path, asked: list, table: str, matrix: str
+) -> None:
+    file = tmp_path / "f"
+    file.touch()
+    for tied in (False, True):
+        names = [table, "a"] if tied else [table, "a", matrix]
+        tensors = [Stored(name, file, 20 * MIB * i, MIB) for i, name in enumerate(names)]
+        reader = ReadAhead(lambda tensors=tensors: tensors)
+        reader.start()
+        finished(reader)
+        assert sorted(begin // (20 * MIB) for _, begin, _ in asked) == ([0, 1] if tied else [1, 2])
+        asked.clear()
 
 
 def test_no_more_is_read_than_the_window_holds(tmp_path: Path, asked: list) -> None:

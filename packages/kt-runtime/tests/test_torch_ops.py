@@ -68,7 +68,7 @@ def test_linear_rounds_weights_and_activations_as_its_format_says(
 def test_packed_weights_outlive_the_source(ops: TorchOps) -> None:
     weight = randn(3, 4)
     packed, vector = ops.pack_linear(weight, "float32"), ops.pack_vector(weight[0])
-    table = ops.pack_embedding(weight, "float32")
+    table = ops.pack_embedding(weight)
     kept = weight.clone()
     weight.zero_()
     assert torch.equal(packed.weight, kept)

@@ -3,6 +3,7 @@
 // 128 x 128, as DeepSeek-V3 publishes). Textual, included inside a target's namespace.
 
 struct Float32 : FloatWeights {
+  using Source = Element<DType::f32>;
   static constexpr FormatInfo kInfo = {.name = "float32",
                                        .act_mode = ActMode::f32,
                                        .data_bytes = kBlock * kPanelRows * 4,
@@ -34,6 +35,7 @@ struct Float32 : FloatWeights {
 
 // Pairs of K in a word: what the bfloat16 dot products of newer CPUs multiply.
 struct Bf16 : FloatWeights {
+  using Source = Element<DType::bf16>;
   static constexpr FormatInfo kInfo = {.name = "bf16",
                                        .act_mode = ActMode::bf16,
                                        .data_bytes = kBlock * kPanelRows * 2,
@@ -70,6 +72,7 @@ struct Bf16 : FloatWeights {
 };
 
 struct F16 : FloatWeights {
+  using Source = Element<DType::f16>;
   static constexpr FormatInfo kInfo = {.name = "f16",
                                        .act_mode = ActMode::f32,
                                        .data_bytes = kBlock * kPanelRows * 2,

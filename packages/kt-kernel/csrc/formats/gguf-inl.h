@@ -42,6 +42,15 @@ inline uint16_t f16_scale(float value, bool finite) {
   return finite ? kt::float_to_f16(value) : uint16_t{0x7e00};  // NaN: must not look healthy
 }
 
+// x = scale * (q - offset) + minimum of 32 nibbles: the first half of them low, the second high.
+inline void nibble_values(const uint8_t* nibbles, float scale, int offset, float minimum,
+                          float* x) {
+  for (int i = 0; i < kBlock / 2; ++i) {
+    x[i] = static_cast<float>((nibbles[i] & 15) - offset) * scale + minimum;
+    x[i + kBlock / 2] = static_cast<float>((nibbles[i] >> 4) - offset) * scale + minimum;
+  }
+}
+
 struct Q4_0 : OffsetNibbles {
   static constexpr FormatInfo kInfo = {
       .name = "q4_0",
@@ -62,6 +71,10 @@ struct Q4_0 : OffsetNibbles {
   }
   static Vec::I operands(const std::byte*, int, int64_t) { return Vec::set1_i(0x00080008); }
 
+  static void values(const uint8_t* from, float* x) {
+    // -0: what is added to any value, a zero of either sign too, and changes none.
+    nibble_values(from + 2, kt::f16_to_float(get<uint16_t>(from)), 8, -0.0f, x);
+  }
   static void put_header(std::byte* header, int lane, uint16_t d, uint16_t) {
     put(header, lane, d);
   }
@@ -111,6 +124,10 @@ struct Q4_1 : MinimumNibbles {
     return Vec::load_f16(group + 2 * kPanelRows, stride);
   }
 
+  static void values(const uint8_t* from, float* x) {
+    const float minimum = kt::f16_to_float(get<uint16_t>(from + 2));
+    nibble_values(from + 4, kt::f16_to_float(get<uint16_t>(from)), 0, minimum, x);
+  }
   static void put_header(std::byte* header, int lane, uint16_t d, uint16_t m) {
     put(header, lane, d);
     put(header + 2 * kPanelRows, lane, m);
@@ -157,6 +174,10 @@ struct Q8_0 : SignedBytes {
     return Vec::load_f16(group, stride);
   }
 
+  static void values(const uint8_t* from, float* x) {
+    const float scale = kt::f16_to_float(get<uint16_t>(from));
+    for (int i = 0; i < kBlock; ++i) x[i] = static_cast<int8_t>(from[2 + i]) * scale;
+  }
   static void put_header(std::byte* header, int lane, uint16_t d, uint16_t) {
     put(header, lane, d);
   }

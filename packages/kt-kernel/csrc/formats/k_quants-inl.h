@@ -21,20 +21,35 @@ struct KHeader {
     return Vec::neg(Vec::mul(Vec::load_f16(group + 2 * kPanelRows, stride),
                              Vec::load_u8(group + kMinima + sub * kPanelRows, stride)));
   }
-  // from: float16 d, dmin, then 8 scales and 8 minima of 6 bits in 12 bytes.
-  static void put_from(const uint8_t* from, std::byte* header, int lane) {
-    put(header, lane, get<uint16_t>(from));
-    put(header + 2 * kPanelRows, lane, get<uint16_t>(from + 2));
+};
+
+// What a file's super-block of Q4_K or Q5_K begins with: float16 d, dmin, then 8 scales and 8
+// minima of 6 bits in 12 bytes.
+struct KScales {
+  static constexpr int kBytes = 16;
+  uint16_t d, dmin;
+  uint8_t scales[kSubBlocks], minima[kSubBlocks];
+
+  explicit KScales(const uint8_t* from) : d(get<uint16_t>(from)), dmin(get<uint16_t>(from + 2)) {
     const uint8_t* packed = from + 4;
-    for (int sub = 0; sub < kSubBlocks; ++sub) {
-      const bool first = sub < 4;
-      const int low = packed[sub + 4], top = first ? 0 : packed[sub - 4];
-      const int scale = first ? packed[sub] & 63 : (low & 15) | (top >> 6) << 4;
-      const int minimum = first ? low & 63 : (low >> 4) | (packed[sub] >> 6) << 4;
-      put(header + kScales, sub * kPanelRows + lane, static_cast<uint8_t>(scale));
-      put(header + kMinima, sub * kPanelRows + lane, static_cast<uint8_t>(minimum));
+    for (int sub = 0; sub < 4; ++sub) {
+      const int first = packed[sub], second = packed[sub + 4], third = packed[sub + 8];
+      scales[sub] = static_cast<uint8_t>(first & 63);
+      minima[sub] = static_cast<uint8_t>(second & 63);
+      scales[sub + 4] = static_cast<uint8_t>((third & 15) | (first >> 6) << 4);
+      minima[sub + 4] = static_cast<uint8_t>((third >> 4) | (second >> 6) << 4);
     }
   }
+  void put_to(std::byte* header, int lane) const {
+    put(header, lane, d);
+    put(header + 2 * kPanelRows, lane, dmin);
+    for (int sub = 0; sub < kSubBlocks; ++sub) {
+      put(header + KHeader::kScales, sub * kPanelRows + lane, scales[sub]);
+      put(header + KHeader::kMinima, sub * kPanelRows + lane, minima[sub]);
+    }
+  }
+  float scale(int sub) const { return kt::f16_to_float(d) * scales[sub]; }
+  float minimum(int sub) const { return kt::f16_to_float(dmin) * minima[sub]; }
 };
 
 // body(source bytes or null, header, first block's data) for every super-block of a row.
@@ -76,14 +91,25 @@ struct Q4_K : MinimumNibbles {
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     for_each_super<Q4_K>(
         args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
-          KHeader::put_from(from, header, to.lane);
-          for (int sub = 0; sub < kSubBlocks; ++sub) {
-            uint8_t q[kBlock];
-            const uint8_t* bytes = from + 16 + sub / 2 * kBlock;  // two sub-blocks share 32 bytes
-            for (int i = 0; i < kBlock; ++i) q[i] = bytes[i] >> (sub % 2 * 4) & 15;
-            put_nibbles(data + sub * kInfo.data_bytes, to.lane, q);
-          }
+          KScales(from).put_to(header, to.lane);
+          for (int sub = 0; sub < kSubBlocks; ++sub)
+            put_nibbles(data + sub * kInfo.data_bytes, to.lane, nibbles(from, sub), sub % 2 * 4);
         });
+  }
+  static void values(const uint8_t* from, float* x) {
+    const KScales scales(from);
+    for (int sub = 0; sub < kSubBlocks; ++sub) {
+      const float scale = scales.scale(sub), minimum = scales.minimum(sub);
+      for (int i = 0; i < kBlock; ++i) {
+        const int q = nibbles(from, sub)[i] >> (sub % 2 * 4) & 15;
+        x[sub * kBlock + i] = static_cast<float>(q) * scale - minimum;
+      }
+    }
+  }
+
+ private:
+  static const uint8_t* nibbles(const uint8_t* from, int sub) {  // two sub-blocks share 32 bytes
+    return from + KScales::kBytes + sub / 2 * kBlock;
   }
 };
 
@@ -133,19 +159,33 @@ struct Q5_K : Nibbles {
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     for_each_super<Q5_K>(
         args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
-          KHeader::put_from(from, header, to.lane);
-          const uint8_t *high = from + 16, *low = high + kBlock;
+          KScales(from).put_to(header, to.lane);
           for (int sub = 0; sub < kSubBlocks; ++sub) {
             std::byte* const block = data + sub * kInfo.data_bytes;
-            uint8_t q[kBlock], fifth[4] = {};
-            for (int i = 0; i < kBlock; ++i) {
-              q[i] = low[sub / 2 * kBlock + i] >> (sub % 2 * 4) & 15;
-              fifth[i % 4] |= static_cast<uint8_t>((high[i] >> sub & 1) << (i / 4));
-            }
-            put_nibbles(block, to.lane, q);
-            put_word(block + 128, 0, to.lane, fifth);
+            put_nibbles(block, to.lane, nibbles(from, sub), sub % 2 * 4);
+            uint32_t fifth = 0;
+            for (int j = 0; j < kBlock / 4; ++j)
+              fifth |= (get<uint32_t>(from + KScales::kBytes + 4 * j) >> sub & 0x01010101) << j;
+            put_word(block + 128, 0, to.lane, &fifth);
           }
         });
+  }
+  static void values(const uint8_t* from, float* x) {
+    const KScales scales(from);
+    for (int sub = 0; sub < kSubBlocks; ++sub) {
+      const float scale = scales.scale(sub), minimum = scales.minimum(sub);
+      for (int i = 0; i < kBlock; ++i) {
+        const int low = nibbles(from, sub)[i] >> (sub % 2 * 4) & 15;
+        const int q = low | (from[KScales::kBytes + i] >> sub & 1) << 4;
+        x[sub * kBlock + i] = static_cast<float>(q) * scale - minimum;
+      }
+    }
+  }
+
+ private:
+  // Behind the fifth bits; two sub-blocks share 32 bytes.
+  static const uint8_t* nibbles(const uint8_t* from, int sub) {
+    return from + KScales::kBytes + kBlock + sub / 2 * kBlock;
   }
 };
 
@@ -200,25 +240,54 @@ struct Q6_K : Nibbles {
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     for_each_super<Q6_K>(
         args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
-          const uint8_t *ql = from, *qh = from + 128, *scales = from + 192;
-          put(header, to.lane, get<uint16_t>(from + 208));
+          put(header, to.lane, get<uint16_t>(from + kScaleAt));
           for (int i = 0; i < 2 * kSubBlocks; ++i)
-            put(header + kScales, i * kPanelRows + to.lane, scales[i]);
+            put(header + kScales, i * kPanelRows + to.lane, from[kSubScalesAt + i]);
           for (int sub = 0; sub < kSubBlocks; ++sub) {
-            // Within 128 values, quarter r takes its low bits from half r % 2 of 64 bytes, nibble r
-            // / 2, and its high bits from pair r of 32 bytes.
-            const int part = sub / 4, r = sub % 4;
+            const Quarter quarter(from, sub);
             std::byte* const block = data + sub * kInfo.data_bytes;
-            uint8_t q[kBlock], pairs[2][4] = {};
-            for (int i = 0; i < kBlock; ++i) {
-              q[i] = ql[64 * part + 32 * (r % 2) + i] >> (r / 2 * 4) & 15;
-              const int high = qh[32 * part + i] >> (2 * r) & 3;
-              pairs[i / 16][i % 4] |= static_cast<uint8_t>(high << (i / 4 % 4 * 2));
+            put_nibbles(block, to.lane, quarter.low, quarter.low_shift);
+            for (int half = 0; half < 2; ++half) {
+              uint32_t pairs = 0;
+              for (int j = 0; j < 4; ++j) {
+                const auto four = get<uint32_t>(quarter.high + 16 * half + 4 * j);
+                pairs |= (four >> quarter.high_shift & 0x03030303) << (2 * j);
+              }
+              put_word(block + 128 + 32 * half, 0, to.lane, &pairs);
             }
-            put_nibbles(block, to.lane, q);
-            put_word(block + 128, 0, to.lane, pairs[0]);
-            put_word(block + 160, 0, to.lane, pairs[1]);
           }
         });
   }
+  static void values(const uint8_t* from, float* x) {
+    const float d = kt::f16_to_float(get<uint16_t>(from + kScaleAt));
+    for (int sub = 0; sub < kSubBlocks; ++sub) {
+      const Quarter quarter(from, sub);
+      for (int i = 0; i < kBlock; ++i) {
+        const int low = quarter.low[i] >> quarter.low_shift & 15;
+        const int q = low | (quarter.high[i] >> quarter.high_shift & 3) << 4;
+        x[sub * kBlock + i] = static_cast<float>(q - 32);
+      }
+      for (int half = 0; half < 2; ++half) {
+        const float scale = d * static_cast<int8_t>(from[kSubScalesAt + 2 * sub + half]);
+        float* const at = x + sub * kBlock + half * kSumGroup;
+        for (int i = 0; i < kSumGroup; ++i) at[i] *= scale;
+      }
+    }
+  }
+
+ private:
+  static constexpr int kHighAt = 128, kSubScalesAt = 192, kScaleAt = 208;
+
+  // Where a file's super-block has the bits of a sub-block: within 128 values, quarter r takes its
+  // low bits from half r % 2 of 64 bytes, nibble r / 2, and its high bits from pair r of 32 bytes.
+  struct Quarter {
+    const uint8_t *low, *high;
+    int low_shift, high_shift;
+
+    Quarter(const uint8_t* from, int sub)
+        : low(from + 64 * (sub / 4) + 32 * (sub % 2)),
+          high(from + kHighAt + 32 * (sub / 4)),
+          low_shift(sub % 4 / 2 * 4),
+          high_shift(2 * (sub % 4)) {}
+  };
 };

@@ -6,6 +6,9 @@
 // A format struct has
 //   kInfo                              the facts (kt/formats.h)
 //   pack_row(args, row, panel)         writes one row into its lane; row < 0 is a row of zeros
+// where values follow from a checkpoint's bytes alone
+//   Source                             of floats: the Element that they are
+//   values(from, x)                    of blocks: the source_k floats that one stands for
 // and, for float formats,
 //   Block                           a block's weights: set(block, stride), then load4(k, w) gives
 //                                   k .. k + 3 of every lane as floats; k is a multiple of 4
@@ -68,13 +71,16 @@ inline void put_bytes(std::byte* block, int lane, const void* q) {  // 32 values
   for (int j = 0; j < 8; ++j) put_word(block, j, lane, static_cast<const uint8_t*>(q) + 4 * j);
 }
 
-// 32 values of 4 bits as 4 words: byte 4j + b holds element 4j + b low and the one 16 further high,
-// so that masking (and shifting by 4) yields 8 vectors of bytes without a shuffle.
-inline void put_nibbles(std::byte* block, int lane, const uint8_t* q) {
+// 32 values of 4 bits, those at `shift` in 32 bytes, as 4 words: byte 4j + b holds element 4j + b
+// low and the one 16 further high, so that masking (and shifting by 4) yields 8 vectors of bytes
+// without a shuffle.
+inline void put_nibbles(std::byte* block, int lane, const uint8_t* q, int shift = 0) {
+  constexpr uint64_t kNibbles = 0x0f0f0f0f0f0f0f0f;
   uint64_t low[2], high[2];
   std::memcpy(low, q, 16);
   std::memcpy(high, q + 16, 16);
-  for (int i = 0; i < 2; ++i) low[i] |= high[i] << 4;
+  for (int i = 0; i < 2; ++i)
+    low[i] = (low[i] >> shift & kNibbles) | (high[i] >> shift & kNibbles) << 4;
   for (int j = 0; j < 4; ++j)
     put_word(block, j, lane, reinterpret_cast<const uint8_t*>(low) + 4 * j);
 }

@@ -79,16 +79,32 @@ class GraphHandle : public StreamHandle {
   Graph& graph() { return static_cast<Graph&>(*stream_); }
 };
 
+// A table of rows as a checkpoint has them; `hidden` is its columns.
+Array table_of(const char* op, nb::handle weight, const FormatInfo& facts, int& hidden) {
+  KT_CHECK(op, facts.self_scaled(),
+           "format must be floats or blocks with scales of their own; got ", facts.name);
+  if (facts.source_k == 0) {
+    const DType dtype = dtype_from_name(op, "format", facts.name);
+    Array table(op, "weight", weight, element_of(dtype), {"vocab_size", "hidden_size"});
+    hidden = table.dim(1);
+    return table;
+  }
+  Array table(op, "weight", weight, Element::uint8, {"vocab_size", "row_bytes"});
+  hidden = source_columns(op, facts, table.dim(1));
+  return table;
+}
+
 void embedding_op(StreamHandle& self, nb::handle ids, nb::handle weight,
-                  const std::string& dtype_name, nb::handle out) {
+                  const std::string& format_name, nb::handle out) {
   const char* op = "embedding";
-  const DType dtype = dtype_from_name(op, "dtype", dtype_name);
+  const Format format = format_from_name(op, format_name.c_str());
+  int hidden = 0;
   const Array i(op, "ids", ids, Element::int32, {"num_tokens"});
-  const Array w(op, "weight", weight, element_of(dtype), {"vocab_size", "hidden_size"});
-  const Array o(op, "out", out, Element::float32, {i.dim(0), w.dim(1)}, Access::write);
+  const Array w = table_of(op, weight, info(format), hidden);
+  const Array o(op, "out", out, Element::float32, {i.dim(0), hidden}, Access::write);
   check_disjoint(op, o, {&i, &w});
-  const EmbeddingArgs args{i.read<int32_t>(), w.read(),         dtype, w.dim(0),
-                           w.dim(1),          o.write<float>(), {}};
+  const EmbeddingArgs args{i.read<int32_t>(), w.read(), format, w.dim(0), hidden,
+                           o.write<float>(),  {}};
   self.submit([&](Stream& stream) { embedding(stream, args, i.dim(0)); },
               {i.reference(), w.reference(), o.reference()});
 }
@@ -340,7 +356,8 @@ void moe_op_method(StreamHandle& self, std::shared_ptr<MoeHandle> moe_handle, nb
 void bind_stream(nb::module_& m) {
   nb::class_<StreamHandle>(m, "Stream", "Runs each op at once; the call returns when it is done.")
       .def(nb::init<std::shared_ptr<ThreadPool>>(), "pool"_a)
-      .def("embedding", &embedding_op, "ids"_a.none(), "weight"_a.none(), "dtype"_a, "out"_a.none())
+      .def("embedding", &embedding_op, "ids"_a.none(), "weight"_a.none(), "format"_a,
+           "out"_a.none())
       .def("rms_norm", &rms_norm_op, "x"_a.none(), "weight"_a.none(), "eps"_a, "out"_a.none(),
            "x (num_tokens, hidden_size) or (num_tokens, num_heads, head_dim); out may be x.")
       .def("linear", &linear_op, "x"_a.none(), "linears"_a, "outs"_a, "accumulate"_a = false)

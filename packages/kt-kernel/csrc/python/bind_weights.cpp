@@ -60,13 +60,7 @@ class SourceArrays {
                           rows, k < 0 ? Axis("row_bytes")
                                       : Axis(int64_t{k} / facts.source_k * facts.source_bytes)});
       n_ = weight_->dim(0);
-      const int row_bytes = weight_->dim(1);
-      KT_CHECK(op, row_bytes % facts.source_bytes == 0, "rows of ", facts.name,
-               " must be a multiple of ", facts.source_bytes, " bytes; got ", row_bytes);
-      const int64_t columns = int64_t{row_bytes} / facts.source_bytes * facts.source_k;
-      KT_CHECK(op, columns <= kMaxExtent, "weight must have at most ", kMaxExtent, " columns; got ",
-               columns);
-      k_ = static_cast<int>(columns);
+      k_ = source_columns(op, facts, weight_->dim(1));
       take_scales(op, facts, scales, zeros, group_size);
     }
     KT_CHECK(op, quantized_ || (scales.is_none() && zeros.is_none()),
@@ -201,6 +195,15 @@ auto bias(const Experts& self, const std::string& projection_name) {
 }
 
 }  // namespace
+
+int source_columns(const char* op, const FormatInfo& facts, int row_bytes) {
+  KT_CHECK(op, row_bytes % facts.source_bytes == 0, "rows of ", facts.name,
+           " must be a multiple of ", facts.source_bytes, " bytes; got ", row_bytes);
+  const int64_t columns = int64_t{row_bytes} / facts.source_bytes * facts.source_k;
+  KT_CHECK(op, columns <= kMaxExtent, "weight must have at most ", kMaxExtent, " columns; got ",
+           columns);
+  return static_cast<int>(columns);
+}
 
 void bind_weights(nb::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;

@@ -30,6 +30,9 @@ void bind_route(nb::module_& m);        // Router
 void bind_stream(nb::module_& m);       // Stream, Graph
 void bind_probe(nb::module_& m);        // read and peak probes
 
+// How many values such a row of a checkpoint's bytes stands for; throws `[op] …` if it is none.
+int source_columns(const char* op, const FormatInfo& facts, int row_bytes);
+
 // kind as Activation of kt_kernel/activation.py names it.
 Activation activation_from(const char* op, const std::string& kind, float limit, float alpha);
 

@@ -89,6 +89,9 @@ struct FormatInfo {
   bool takes_floats;   // can be made from float weights
   float weight_error;  // RMS rounding error / RMS weight, normal weights, smallest group
   const char* layout;  // for people
+
+  // Whether values follow from a checkpoint's bytes alone.
+  constexpr bool self_scaled() const { return source_scales == SourceScales::none; }
 };
 inline constexpr int kChosenGroup = -1;
 

@@ -164,11 +164,13 @@ struct CombineArgs {
   Range tokens;
 };
 
-struct EmbeddingArgs {  // out[t] = weight[ids[t]] as float; ids outside [0, vocab_size) give a NaN
-                        // row
+// out[t] = weight[ids[t]] as float; ids outside [0, vocab_size) give a NaN row. Rows are as a
+// checkpoint holds them: floats, or blocks with scales of their own (FormatInfo::self_scaled).
+struct EmbeddingArgs {
   const int32_t* ids;
-  const void* weight;  // [vocab_size][hidden]
-  DType dtype;
+  const void*
+      weight;  // [vocab_size][hidden] floats, or [vocab_size][hidden / source_k][source_bytes]
+  Format format;
   int64_t vocab_size;
   int hidden;
   float* out;

@@ -217,7 +217,7 @@ class Stream:
 
     def __init__(self, pool: ThreadPool) -> None: ...
     def embedding(
-        self, ids: object | None, weight: object | None, dtype: str, out: object | None
+        self, ids: object | None, weight: object | None, format: str, out: object | None
     ) -> None: ...
     def rms_norm(
         self, x: object | None, weight: object | None, eps: float, out: object | None

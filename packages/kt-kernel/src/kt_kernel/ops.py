@@ -32,17 +32,28 @@ class Ops:
     _core: _core.Stream
 
     def embedding(
-        self, ids: object, weight: object, out: object, *, dtype: str | None = None
+        self,
+        ids: object,
+        weight: object,
+        out: object,
+        *,
+        dtype: str | None = None,
+        format: str | None = None,
     ) -> None:
         """out[t] = weight[ids[t]].
 
         Args:
             ids: (num_tokens,) int32 in [0, vocab_size).
-            weight: (vocab_size, hidden_size) float32, bf16 or f16.
-            out: (num_tokens, hidden_size) float32.
+            weight: (vocab_size, hidden_size) float32, bf16 or f16; or (vocab_size, bytes of a row)
+                uint8, rows of blocks as a checkpoint holds them, which may be mapped from it: only
+                those asked for are read.
+            out: (num_tokens, hidden_size) float32. Blocks give the values that they stand for.
             dtype: "bf16" if `weight` is bare uint16 bits.
+            format: of blocks: a weight format whose blocks have scales of their own, "q4_0", …
         """
-        self._core.embedding(ids, *typed("embedding", "weight", weight, dtype), out)
+        if format is None:
+            weight, format = typed("embedding", "weight", weight, dtype)
+        self._core.embedding(ids, weight, format, out)
 
     def rms_norm(self, x: object, weight: object, out: object, *, eps: float) -> None:
         """out = x / sqrt(mean(x^2) + eps) * weight by rows (Zhang and Sennrich, 2019).

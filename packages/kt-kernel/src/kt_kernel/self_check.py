@@ -115,6 +115,7 @@ def _cases(pool: ThreadPool) -> Iterator[_Case]:
         yield _linear(weight_format, pool)
         yield _moe(weight_format, pool)
     yield from _rows()
+    yield _embedding_of_blocks()
     yield _rope()
     yield _attention(11)
     yield _attention(1030)  # whose keys are split among the workers, and their sums merged
@@ -207,6 +208,16 @@ def _rows() -> Iterator[_Case]:
     }
     for name, (run_op, expected) in ops.items():
         yield _Case(name, "", _returning((_TOKENS, _HIDDEN), run_op), expected)
+
+
+def _embedding_of_blocks() -> _Case:
+    ids = np.array([3, 0, 2], np.int32)
+    table = known_weights(FORMATS["q6_k"], np.random.default_rng(6), 4, 512)
+
+    def run_op(stream: Stream, out: _Float32) -> None:
+        stream.embedding(ids, table.weight, out, format="q6_k")
+
+    return _Case("embedding", "q6_k", _returning((3, 512), run_op), table.values[ids])
 
 
 def _rope() -> _Case:

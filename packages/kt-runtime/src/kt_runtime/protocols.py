@@ -118,8 +118,8 @@ class Ops(Protocol):
         """(n,) → float32: norm gains, biases."""
         ...
 
-    def pack_embedding(self, weight: Tensor | QuantTensor, weight_format: str) -> Any:
-        """weight: (vocab_size, hidden_size); weight_format: "float32", "bf16" or "f16"."""
+    def pack_embedding(self, weight: Tensor | QuantTensor) -> Any:
+        """weight: (vocab_size, hidden_size), looked up as it is stored, and where it is stored."""
         ...
 
     def pack_linear(

@@ -18,9 +18,9 @@ def resolve(weight_format: WeightFormat, role: Role, stored: str) -> str:
     """The format of one matrix, by kt_kernel's name.
 
     Routers stay float32: they are small, and a rounded router picks other experts. Embedding tables
-    are looked up, not multiplied, and the lookup takes floats only: blocks become float16, whose
-    rounding is nothing beside theirs. "int4" keeps int4 for the routed experts, nearly all of the
-    bytes, and takes int8 for the rest, where 4 bits cost more quality than they save time.
+    are looked up, not multiplied, and stay as they are stored: a step reads a few of their rows.
+    "int4" keeps int4 for the routed experts, nearly all of the bytes, and takes int8 for the rest,
+    where 4 bits cost more quality than they save time.
 
     Args:
         weight_format: what the user asked for.
@@ -35,12 +35,12 @@ def resolve(weight_format: WeightFormat, role: Role, stored: str) -> str:
             f"[checkpoint] weights must be stored as one of {', '.join(FLOATS + BLOCKS)}; "
             f"got {stored}"
         )
+    if role == "embedding":
+        return stored
     if role == "router" or weight_format == "float32":
         return "float32"
     if weight_format == "native":
-        return "f16" if role == "embedding" and stored in BLOCKS else stored
-    if role == "embedding":
-        return "bf16"
+        return stored
     if weight_format == "int4" and role != "experts":
         return "int8"
     return weight_format

@@ -9,41 +9,28 @@ float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from kt_runtime.protocols import QuantTensor
 
-# Elements unpacked at once: enough that calling torch costs little beside (with several threads the
-# calls also wait for each other), few enough that the temporaries take some MB.
+# Elements unpacked at once: enough that calling torch costs little beside, few enough that the
+# temporaries take some MB.
 _CHUNK = 1 << 19
 
 
-def dequantize(
-    weight: QuantTensor, dtype: torch.dtype = torch.float32, num_threads: int = 1
-) -> Tensor:
-    """The values, (rows, columns), of any format in BLOCK_FORMATS."""
+def dequantize(weight: QuantTensor) -> Tensor:
+    """The float32 values, (rows, columns), of any format in BLOCK_FORMATS."""
     rows, columns = weight.shape
     unpack = BLOCK_FORMATS[weight.format]
-    out = torch.empty(rows, columns, dtype=dtype)
+    out = torch.empty(rows, columns)
     step = max(1, _CHUNK // columns)
-
-    def unpack_rows(begin: int) -> None:
+    for begin in range(0, rows, step):
         blocks = weight.blocks[begin : begin + step]
         elements = 256 if weight.format.endswith("_k") else 32
         values = unpack(blocks.reshape(len(blocks) * columns // elements, -1))
         out[begin : begin + step] = values.view(len(blocks), columns)
-
-    begins = range(0, rows, step)
-    if num_threads == 1:
-        for begin in begins:
-            unpack_rows(begin)
-        return out
-    with ThreadPoolExecutor(num_threads) as threads:
-        for _ in threads.map(unpack_rows, begins):
-            pass  # raises what a thread raised
     return out
 
 

@@ -22,6 +22,13 @@ _STEP = 8 << 20
 _WINDOW = 2 << 30
 _PART_OF_MEMORY = 8
 
+# Embedding tables, and the output matrix beside which they are only looked up: a row here and there
+# is read when it is asked for. Without the matrix the table is packed in its place.
+_LOOKED_UP = {
+    "token_embd.weight": "output.weight",
+    "model.embed_tokens.weight": "lm_head.weight",
+}
+
 _LAYER = re.compile(r"(?:layers|blk)\.(\d+)\.")
 
 
@@ -82,7 +89,7 @@ class ReadAhead:
     def _run(self) -> None:
         asked = 0
         try:
-            for file, begin, end in _merged(sorted(self.tensors(), key=_order)):
+            for file, begin, end in _merged(sorted(_packed(self.tensors()), key=_order)):
                 with file.open("rb", buffering=0) as opened:
                     for at in range(begin, end, _STEP):
                         size = min(_STEP, end - at)
@@ -98,6 +105,12 @@ class ReadAhead:
         with self._news:
             self._news.wait_for(lambda: self._stopped or end <= self._packed + self._window)
             return not self._stopped
+
+
+def _packed(tensors: Iterable[Stored]) -> list[Stored]:
+    """Those that are read whole."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return [t for name, t in by_name.items() if _LOOKED_UP.get(name) not in by_name]
 
 
 def _order(tensor: Stored) -> tuple[float, str, int]:

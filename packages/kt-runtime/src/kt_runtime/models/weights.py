@@ -52,8 +52,8 @@ class WeightReader:
 
     def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Any:
         """One (vocab_size, hidden_size) table."""
-        packed = self._format("embedding", self._source.format(name))
-        return self._ops.pack_embedding(self._stored(name, (vocab_size, hidden_size)), packed)
+        self._format("embedding", self._source.format(name))
+        return self._ops.pack_embedding(self._stored(name, (vocab_size, hidden_size)))
 
     def linear(
         self,

@@ -11,13 +11,11 @@ from torch import Tensor
 
 import kt_kernel
 from kt_kernel import Experts, Graph, Linear, MoE, Stream, ThreadPool
-from kt_runtime.checkpoint.gguf_blocks import dequantize
 from kt_runtime.ops.pack_cache import PackCache
 from kt_runtime.ops.recording import Recording
 from kt_runtime.protocols import Batch, KVLayer, Projection, QuantTensor, RopeTable, Router
 
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
-EMBEDDING_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class KtOps:
@@ -63,12 +61,11 @@ class KtOps:
         """A float32 copy."""
         return weight.to(torch.float32, copy=True).contiguous()
 
-    def pack_embedding(self, weight: Tensor | QuantTensor, weight_format: str) -> Tensor:
-        """A float32, bf16 or f16 copy of the table."""
-        dtype = EMBEDDING_DTYPES[weight_format]
-        if isinstance(weight, QuantTensor):
-            return dequantize(weight, dtype, self.pool.num_threads)
-        return weight.to(dtype, copy=True).contiguous()
+    def pack_embedding(self, weight: Tensor | QuantTensor) -> Tensor | QuantTensor:
+        """The table itself, in its mapped file, say. A copy only of floats at an odd address."""
+        if isinstance(weight, QuantTensor) or weight.data_ptr() % weight.element_size() == 0:
+            return weight
+        return weight.clone()
 
     def pack_linear(
         self, weight: Tensor | QuantTensor, weight_format: str, bias: Tensor | None = None
@@ -121,10 +118,11 @@ class KtOps:
             cache.keep(key, experts, self.pool)
         return MoE(experts, top_k=top_k, max_tokens=self.max_tokens, pool=self.pool)
 
-    def embedding(self, input_ids: Tensor, weight: Tensor) -> Tensor:
+    def embedding(self, input_ids: Tensor, weight: Tensor | QuantTensor) -> Tensor:
         """Rows of the table as float32."""
         out = self._empty((len(input_ids), weight.shape[1]))
-        self._stream.embedding(input_ids, weight, out)
+        block_format = weight.format if isinstance(weight, QuantTensor) else None
+        self._stream.embedding(input_ids, _source(weight), out, format=block_format)
         return out
 
     def linear(self, x: Tensor, weight: Linear, residual: Tensor | None = None) -> Tensor:
@@ -225,5 +223,5 @@ class KtOps:
 
 
 def _source(weight: Tensor | QuantTensor) -> Tensor:
-    """What the packer takes: float values, or the blocks of the file."""
+    """What the kernels take: float values, or the blocks of the file."""
     return weight.blocks if isinstance(weight, QuantTensor) else weight

@@ -74,11 +74,9 @@ class TorchOps:
         """A float32 copy."""
         return self._own(weight)
 
-    def pack_embedding(self, weight: Tensor | QuantTensor, weight_format: str) -> Tensor:
-        """The table (vocab_size, hidden_size), rounded to its format."""
-        if isinstance(weight, QuantTensor):
-            weight = dequantize(weight)
-        return self._round_weight(weight, weight_format)
+    def pack_embedding(self, weight: Tensor | QuantTensor) -> Tensor:
+        """The table's values, (vocab_size, hidden_size)."""
+        return self._own(dequantize(weight) if isinstance(weight, QuantTensor) else weight)
 
     def pack_linear(
         self, weight: Tensor | QuantTensor, weight_format: str, bias: Tensor | None = None
