@@ -89,7 +89,7 @@ class ReadAhead:
     def _run(self) -> None:
         asked = 0
         try:
-            for file, begin, end in _merged(sorted(_packed(self.tensors()), key=_order)):
+            for file, begin, end in _merged(sorted(read_whole(self.tensors()), key=_order)):
                 with file.open("rb", buffering=0) as opened:
                     for at in range(begin, end, _STEP):
                         size = min(_STEP, end - at)
@@ -107,8 +107,8 @@ class ReadAhead:
             return not self._stopped
 
 
-def _packed(tensors: Iterable[Stored]) -> list[Stored]:
-    """Those that are read whole."""
+def read_whole(tensors: Iterable[Stored]) -> list[Stored]:
+    """Those of a model that loading reads: all but a table that is only looked up."""
     by_name = {tensor.name: tensor for tensor in tensors}
     return [t for name, t in by_name.items() if _LOOKED_UP.get(name) not in by_name]
 
