@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 from kt_server.app import create_app
-from kt_server.cli.serve import check_address, log_level, run_server, weight_format_line
+from kt_server.cli.serve import check_address, log_level, weight_format_line
+from kt_server.run_server import run_server
 from kt_server.served import ServerConfig
 
 from .conftest import MODEL, chat_body, eventually

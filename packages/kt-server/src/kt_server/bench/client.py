@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 import msgspec
 
-Endpoint = Literal["completions", "chat"]
+from kt_server.bench.choices import Endpoint
 
 
 @dataclass(slots=True)

@@ -7,14 +7,12 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from kt_server.bench.choices import Mode
 from kt_server.bench.client import BenchClient, Record
 from kt_server.bench.engine_times import DecodeTimes, EngineTimes
 from kt_server.bench.prompts import PromptMaker
 from kt_server.bench.summary import Goal, Summary, summarize
-
-Mode = Literal["latency", "throughput", "prefix", "concurrency"]
 
 # A warm-up is short: it is there for connections, recorded graphs and code that loads on first use.
 _WARM_UP_TOKENS = 8

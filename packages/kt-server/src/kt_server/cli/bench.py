@@ -5,28 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import aiohttp
-import msgspec
 import typer
 from rich.console import Console
 
-from kt_server import __version__
-from kt_server.bench.client import BenchClient, Endpoint
-from kt_server.bench.engine_times import EngineTimes
-from kt_server.bench.local_server import LocalServer, local_server
-from kt_server.bench.modes import Bench, Mode, Result, Settings
-from kt_server.bench.plot import check_plotting, plot_results
-from kt_server.bench.summary import Goal
-from kt_server.bench.table import print_results
+from kt_server.bench.choices import Endpoint, Mode
 
 _FILE_WIDTH = 200
-_MAX_EVENT_BYTES = 1 << 20  # of one line of a stream; some servers put whole prompts into events
 
 
 def bench(
@@ -75,6 +63,14 @@ def bench(
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Write a picture.")] = None,
 ) -> None:
     """Measure a server as its clients see it. Exit status 1 if a request failed."""
+    # aiohttp and more, which the other commands need not wait for.
+    from kt_server.bench.local_server import LocalServer, local_server
+    from kt_server.bench.measure import as_json, measure
+    from kt_server.bench.modes import Settings
+    from kt_server.bench.plot import check_plotting, plot_results
+    from kt_server.bench.summary import Goal
+    from kt_server.bench.table import print_results
+
     if (model is None) == (url is None):
         raise ValueError("[bench] either MODEL or --url must be given; got both or neither")
     if plot_file is not None:
@@ -96,14 +92,14 @@ def bench(
         for line in running.lines:
             print(line)
         name, results = asyncio.run(
-            _measure(mode, running.url, model_name, api_key, endpoint, ignore_eos, settings)
+            measure(mode, running.url, model_name, api_key, endpoint, ignore_eos, settings)
         )
     console = Console()
     # Without a terminal there is no width to fit into.
     print_results(results, console if console.is_terminal else Console(width=_FILE_WIDTH))
     if json_file is not None:
         target = {"url": url, "model": name, "endpoint": endpoint, "about": list(running.lines)}
-        json_file.write_bytes(_as_json(mode, target, settings, results))
+        json_file.write_bytes(as_json(mode, target, settings, results))
     if plot_file is not None:
         plot_results(results, plot_file)
     if any(result.summary.num_failed for result in results):
@@ -127,56 +123,3 @@ def parse_concurrency(text: str) -> tuple[int, ...]:
 
 def _base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
-
-
-async def _measure(
-    mode: Mode,
-    url: str,
-    model_name: str | None,
-    api_key: str | None,
-    endpoint: Endpoint,
-    ignore_eos: bool,
-    settings: Settings,
-) -> tuple[str, list[Result]]:
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    async with aiohttp.ClientSession(
-        headers=headers,
-        # A connection of its own for each request: some servers close idle ones while we write.
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        timeout=aiohttp.ClientTimeout(total=None),
-        read_bufsize=_MAX_EVENT_BYTES,
-    ) as session:
-        name = model_name or await _first_model(session, url)
-        client = BenchClient(session, url, name, endpoint, ignore_eos)
-        run = Bench(client, EngineTimes(session, url), settings).run(mode)
-        return name, [result async for result in run]
-
-
-async def _first_model(session: aiohttp.ClientSession, url: str) -> str:
-    try:
-        async with session.get(f"{url}/v1/models") as response:
-            models = await response.json(content_type=None)
-            return str(models["data"][0]["id"])
-    except (aiohttp.ClientError, ValueError, LookupError, TypeError) as error:
-        message = f"[bench] {url} must list a model, or --model name one; got {error!r}"
-        raise RuntimeError(message) from None
-
-
-def _as_json(
-    mode: Mode, target: dict[str, Any], settings: Settings, results: Sequence[Result]
-) -> bytes:
-    report = {
-        "kt": __version__,
-        "mode": mode,
-        "target": target,
-        "settings": asdict(settings),
-        "results": [
-            asdict(result.summary)
-            | {
-                "decode": None if result.decode is None else result.decode._asdict(),
-                "requests": [asdict(record) for record in result.records],
-            }
-            for result in results
-        ],
-    }
-    return msgspec.json.format(msgspec.json.encode(report), indent=1)

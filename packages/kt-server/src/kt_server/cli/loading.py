@@ -64,18 +64,28 @@ class LoadedModel:
     sampling_defaults: SamplingDefaults
 
 
-def load_model(name: str, config: EngineConfig) -> LoadedModel:
-    """Find (or build) and load a model, with progress on stderr.
-
-    The small files go first, so that a checkpoint that cannot be used fails in milliseconds.
+def open_model(name: str, config: EngineConfig) -> ModelFiles:
+    """Find (or build) a model, and have the disk begin to read it.
 
     Raises:
         ValueError: no such model, or not a usable one; the message says which.
     """
-    path = resolve_model(name)
-    files = ModelFiles.open(path)
+    files = ModelFiles.open(resolve_model(name))
     if config.pack_cache is None:  # else the experts may be there already, packed
         files.read_ahead.start()
+    return files
+
+
+def load_model(model: str | ModelFiles, config: EngineConfig) -> LoadedModel:
+    """Load a model, named or opened by `open_model`, with progress on stderr.
+
+    The small files go first, so that a checkpoint that cannot be used fails in milliseconds.
+
+    Raises:
+        ValueError: as `open_model`.
+    """
+    files = open_model(model, config) if isinstance(model, str) else model
+    path = files.path
     from kt_runtime.engine import Engine  # seconds, which `kt --help` need not take
 
     tokenizer = Tokenizer.from_pretrained(files)

@@ -6,18 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from aiohttp import web
 
 from kt_runtime.config import EngineConfig, ModelIdentity, SchedulePolicy
 from kt_runtime.core import EngineStats
 from kt_server import __version__
-from kt_server.app import create_app
 from kt_server.cli.config_file import ConfigOption
 from kt_server.cli.loading import (
     KVDiskOption,
@@ -30,12 +26,10 @@ from kt_server.cli.loading import (
     PackCacheOption,
     WeightFormatOption,
     load_model,
+    open_model,
 )
-from kt_server.served import SERVED, ServerConfig
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-# What handlers get to send their last event after the engine has ended their requests.
-_CLEANUP_S = 2.0
 
 
 def serve(
@@ -101,17 +95,18 @@ def serve(
         debug_numerics=debug_numerics,
     )
     check_address(host, port)
-    loaded = load_model(model, engine_config)
+    files = open_model(model, engine_config)
+    # While the disk reads: aiohttp and all that uses it.
+    from kt_server.app import create_app
+    from kt_server.run_server import run_server
+    from kt_server.served import ServerConfig
+
+    loaded = load_model(files, engine_config)
+    name = served_model_name or model
     server_config = ServerConfig(sampling_defaults=loaded.sampling_defaults)
-    app = create_app(
-        loaded.engine,
-        loaded.tokenizer,
-        loaded.chat_template,
-        served_model_name or model,
-        server_config,
-    )
+    app = create_app(loaded.engine, loaded.tokenizer, loaded.chat_template, name, server_config)
     try:
-        asyncio.run(run_server(app, host, port, lambda url: _announce(app, loaded, url)))
+        asyncio.run(run_server(app, host, port, lambda url: _announce(name, loaded, url)))
     finally:
         loaded.engine.close()
 
@@ -141,65 +136,6 @@ def log_level() -> str:
     return name.upper()
 
 
-async def run_server(
-    app: web.Application, host: str, port: int, announce: Callable[[str], None]
-) -> None:
-    """Serve until SIGINT or SIGTERM, then drain: accept nothing new, let requests in flight finish
-    for a while, end the rest. A second signal ends the waiting.
-
-    Args:
-        app: made by `create_app`.
-        host: address to listen on.
-        port: 0 picks a free one.
-        announce: called with the URL once requests are accepted.
-
-    Raises:
-        OSError: the address cannot be listened on.
-    """
-    served = app[SERVED]
-    runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLEANUP_S
-    )
-    await runner.setup()
-    stop = asyncio.Event()
-    hurry = asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        announce(_url(host, runner))
-        await stop.wait()
-        served.draining = True
-        await site.stop()
-        await _drained(app, hurry)
-    finally:
-        await asyncio.to_thread(served.engine.close, "the server is shutting down")
-        await runner.cleanup()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-async def _drained(app: web.Application, hurry: asyncio.Event) -> None:
-    """Returns when nothing is in flight, when time is up, or on a second signal."""
-    served = app[SERVED]
-    deadline = asyncio.get_running_loop().time() + served.config.drain_s
-    while served.num_in_flight and not hurry.is_set():
-        if asyncio.get_running_loop().time() >= deadline:
-            break
-        await asyncio.sleep(0.02)
-
-
-def _url(host: str, runner: web.AppRunner) -> str:
-    port = runner.addresses[0][1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def weight_format_line(stats: EngineStats) -> str:
     """What was asked for, and what that came to: "int4 (experts int4, linear int8, …)"."""
     packed = ", ".join(f"{kind} {name}" for kind, name in sorted(stats.weight_formats.items()))
@@ -212,10 +148,9 @@ def _disk_line(config: EngineConfig) -> str:
     return f"{config.kv_disk_path}, at most {config.kv_disk_gb:g} GB"
 
 
-def _announce(app: web.Application, loaded: LoadedModel, url: str) -> None:
+def _announce(name: str, loaded: LoadedModel, url: str) -> None:
     """What runs, then the line that scripts wait for: `listening on URL`."""
     engine, stats = loaded.engine, loaded.engine.stats()
-    name = app[SERVED].model_name
     pages = f"{stats.num_pages} pages of {engine.config.page_size} tokens, {stats.kv_dtype}"
     template = "yes" if loaded.chat_template is not None else "none: completions only"
     rows = {
