@@ -56,6 +56,13 @@ class EndlessPages:
 
     page_ids: Sequence[int] = ()
     num_cached_tokens = 0
+    is_loading = False
+    has_loaded = True
+    num_loads_ended = 0
+
+    def settle(self) -> bool:
+        """Nothing was loaded."""
+        return True
 
     def allocate(
         self, token_ids: Sequence[int], num_tokens: int, tenant: str | None, reuse: bool
