@@ -60,6 +60,7 @@ class Segment:
         self.pages: list[CachedPage | None] = [None] * num_slots
         self.next_gen = 1
         self.dirty = False
+        self._is_new = False  # its names may not survive a power cut yet
         self._files = files
         self._directory_fd = directory_fd
         # The checksum of each record as it was read or written last: says what others changed.
@@ -70,7 +71,7 @@ class Segment:
 
     @classmethod
     def create(cls, files: Files, header: SegmentHeader) -> "Segment":
-        """Makes, allocates and locks a new segment, which survives a power cut from here on.
+        """Makes, allocates and locks a new segment; its first ``sync`` makes it durable.
 
         Others must not look for abandoned files meanwhile (the budget's lock).
         """
@@ -79,13 +80,10 @@ class Segment:
         try:
             fds.append(files.open(name + SLOTS, create=True, direct=True))
             files.allocate(fds[0], header.num_slots * header.shape.slot_bytes)
-            files.sync(fds[0])
             fds.append(files.open(name + DIRECTORY, create=True))
             files.try_lock(fds[1])
             files.allocate(fds[1], directory_bytes(header))
             files.pwrite(fds[1], pack_header(header), 0)
-            files.sync(fds[1])
-            files.sync_names()
         except OSError:
             for fd in fds:
                 files.close(fd)
@@ -93,7 +91,9 @@ class Segment:
                 with suppress(OSError):
                     files.unlink(name + suffix)
             raise
-        return cls(files, header, fds[1], fds[0], owned=True)
+        segment = cls(files, header, fds[1], fds[0], owned=True)
+        segment._is_new = True
+        return segment
 
     @classmethod
     def open(cls, files: Files, name: str) -> "Segment | None":
@@ -187,6 +187,9 @@ class Segment:
         try:
             self._files.sync(self.slots_fd)
             self._files.sync(self._directory_fd)
+            if self._is_new:
+                self._files.sync_names()
+                self._is_new = False
         except OSError:
             self.dirty = True
             raise
