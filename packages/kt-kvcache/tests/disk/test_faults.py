@@ -230,6 +230,24 @@ def test_a_drop_that_cannot_be_made_durable_says_so(store, files):
     assert loaded(space, space.chain(A)) == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_the_thread_that_writes_hangs_nobody(store):
+    space = space_of(store)
+    fill(space, A)
+    assert store.flush().result(30)
+
+    def bug(offer):
+        raise RuntimeError("a bug")
+
+    store._disk._worker._write = bug
+    fill(space, B)
+    assert store.flush().result(30) is False
+    with pytest.raises(OSError, match="has ended"):  # it could not promise anything
+        space.drop(space.chain(B[:4]))
+    fill(space, [9] * 128)
+    assert loaded(space, space.chain(A)) == 40  # reading goes on
+
+
 # Files that somebody else changed
 
 

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from kt_kvcache.arena import Arena
@@ -153,7 +152,8 @@ class Worker:
                 self._failed(error)
                 result.set_exception(error)
 
-        self._call(drop, result, 0)
+        ended = OSError(errno.EIO, "the thread that writes has ended")
+        self._call(drop, result, ended)
         return result
 
     def close(self) -> None:
@@ -163,14 +163,21 @@ class Worker:
             self._changed.notify()
         self._thread.join()
 
-    def _call(self, call: Callable[[], None], result: Completion[T], closed: T) -> None:
+    def _call(self, call: Callable[[], None], result: Completion[T], closed: T | OSError) -> None:
         """Has the thread run a call that settles `result`, which is `closed` if it never will."""
+
+        def cannot() -> None:
+            if isinstance(closed, OSError):
+                result.set_exception(closed)
+            else:
+                result.settle(closed)
+
         with self._changed:
             if not self._closing:
-                self._queue.append(_Call(call, partial(result.settle, closed)))
+                self._queue.append(_Call(call, cannot))
                 self._changed.notify()
                 return
-        result.settle(closed)
+        cannot()
 
     # The thread
 
