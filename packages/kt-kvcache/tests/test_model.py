@@ -142,6 +142,18 @@ class StoreMachine(RuleBasedStateMachine):
         tail=st.booleans(),
     )
     def acquire(self, space, tokens, extras, max_tokens, tail):
+        self.acquire_checked(space, tokens, extras, max_tokens, tail)
+
+    @precondition(lambda self: self.cached)
+    @rule(pick=picks, end=st.lists(st.integers(0, 1), max_size=3))
+    def acquire_what_parts_inside_a_cached_page(self, pick, end):
+        space, other = self.cached[sorted(self.cached)[pick % len(self.cached)]]
+        inputs = [self.page_input(other, i) for i in range(other.num_pages)]
+        tokens = [token for page_tokens, _ in inputs for token in page_tokens][:-1] + end
+        extras = [extra for _, page_extras in inputs for extra in page_extras]
+        self.acquire_checked(space, tokens, tuple(extras), len(tokens) - 1, tail=True)
+
+    def acquire_checked(self, space, tokens, extras, max_tokens, tail):
         chain = self.make_chain(space, tokens, extras)
         limit = None if max_tokens is None else max_tokens // PAGE_TOKENS
         expected = self.num_cached(chain, limit)
@@ -321,9 +333,15 @@ class StoreMachine(RuleBasedStateMachine):
         if self.num_cached(chain) < chain.num_pages:
             doomed = set()
         assert self.spaces[space].drop(chain) == len(doomed)
+        self.forget(doomed)
+
+    def forget(self, doomed: set[bytes]) -> None:
+        """Dropped pages: whoever held them still has their bytes, but nothing in the index."""
         for page_hash in doomed:
             del self.cached[page_hash]
             self.kept.pop(page_hash, None)
+        for entry in self.open:
+            entry.protects -= doomed
 
     @rule(space=st.integers(0, 3), really=st.integers(0, 3))
     def drop_space(self, space, really):
@@ -331,9 +349,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         mine = [h for h, (owner, _) in self.cached.items() if owner == space]
         assert self.spaces[space].drop() == len(mine)
-        for page_hash in mine:
-            del self.cached[page_hash]
-            self.kept.pop(page_hash, None)
+        self.forget(set(mine))
         self.spaces[space] = self.make_space(space)
         for entry in self.open:
             entry.stale |= entry.space == space
@@ -415,6 +431,8 @@ class StoreMachine(RuleBasedStateMachine):
             num_leases,
             len(self.open) - num_leases,
         )
+        held = {page_hash for entry in self.open for page_hash in entry.protects}
+        assert stats.cached_pages == len(self.cached.keys() - held)
         if not self.open:
             assert stats.cached_pages == len(self.cached)
             assert stats.free_pages == NUM_PAGES - len(self.cached)

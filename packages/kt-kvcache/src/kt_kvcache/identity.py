@@ -62,7 +62,8 @@ class Group:
     """Consecutive layer buffers whose pages have one size.
 
     GQA is one group, or two where k and v lie apart; MLA is one group of latents; layers with a
-    sliding window are a group of their own where their pages have another size.
+    sliding window are a group of their own where their pages have another size. A page is
+    kept, moved and found with all its groups.
 
     Attributes:
         name: such as "kv", or "k" and "v" where they lie in separate buffers.
