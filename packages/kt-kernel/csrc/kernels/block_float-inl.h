@@ -6,7 +6,12 @@
 // registers with 3 activations and a weight.
 inline constexpr int kFloatRows = 3;
 
-// Sums of kRows rows and kPanels vectors of float products, in registers for the time of kBlocks.
+// Blocks under one load of the sums, and under one scale. More would push activations out of the
+// first-level cache.
+inline constexpr int kFloatBlocks = 2;
+
+// Sums of kRows rows and kPanels vectors of float products, in registers for the time of some
+// blocks.
 // Weights with a scale are summed by themselves and scaled once.
 template <int kRows, int kPanels, bool kScaled>
 struct FloatSums {
@@ -23,21 +28,21 @@ struct FloatSums {
   }
 };
 
-// kBlocks blocks of float products for all rows of a tile. A function by itself, so that nothing
+// `count` blocks of float products for all rows of a tile. A function by itself, so that nothing
 // else is in the registers, which the sums need.
-template <int kBlocks, int kPanels, bool kScaled>
-__attribute__((noinline)) void multiply_floats(const float* a, int rows,
-                                               const Vec::F (&w)[kBlocks * kBlock][kPanels],
+template <int kPanels, bool kScaled>
+__attribute__((noinline)) void multiply_floats(int count, const float* a, int rows,
+                                               const Vec::F (&w)[kFloatBlocks * kBlock][kPanels],
                                                const Vec::F (&scale)[kPanels],
                                                Vec::F (*sums)[kPanels]) {
   const int64_t block_stride = int64_t{rows} * kBlock;
   // Shares that differ by at most one row: no short one at the end.
   const int shares = (rows + kFloatRows - 1) / kFloatRows;
   for (int share = 0; share < shares; ++share) {
-    const int count = rows / (shares - share);
-    with_rows<kFloatRows>(count, [&](auto constant) {
+    const int mine = rows / (shares - share);
+    with_rows<kFloatRows>(mine, [&](auto constant) {
       FloatSums<constant, kPanels, kScaled> products(sums);
-      for (int block = 0; block < kBlocks; ++block) {
+      for (int block = 0; block < count; ++block) {
         const float* const x = a + block * block_stride;
 #pragma GCC unroll 4
         for (int k = 0; k < kBlock; ++k) {
@@ -51,14 +56,15 @@ __attribute__((noinline)) void multiply_floats(const float* a, int rows,
       }
       products.finish(scale, sums);
     });
-    rows -= count, a += count * kBlock, sums += count;
+    rows -= mine, a += mine * kBlock, sums += mine;
   }
 }
 
-// kBlocks blocks of float products, under one scale if any. Few rows meet the weights as they are
-// loaded; for many, those are made floats once and kept in the first-level cache.
-template <class Weights, int kRows, int kBlocks, int kPanels>
-inline void multiply_float_blocks(const std::byte* const (&data)[kPanels],
+// `count` blocks of float products, at most kFloatBlocks, under one scale if any. Few rows meet the
+// weights as they are loaded; for many, those are made floats once and kept in the first-level
+// cache.
+template <class Weights, int kRows, int kPanels>
+inline void multiply_float_blocks(int count, const std::byte* const (&data)[kPanels],
                                   const std::byte* const (&header)[kPanels], int sub,
                                   int64_t stride, const ActTile& act, int64_t index,
                                   Vec::F (*sums)[kPanels]) {
@@ -67,17 +73,16 @@ inline void multiply_float_blocks(const std::byte* const (&data)[kPanels],
   Vec::F scale[kPanels];
   if constexpr (Weights::kScaled)
     for (int p = 0; p < kPanels; ++p) scale[p] = Weights::scale(header[p], sub, stride);
-  typename Weights::Block blocks[kBlocks][kPanels];
-  for (int block = 0; block < kBlocks; ++block)
-    for (int p = 0; p < kPanels; ++p)
-      blocks[block][p].set(data[p] + block * Weights::kInfo.data_bytes, stride);
   if constexpr (kRows) {
     FloatSums<kRows, kPanels, Weights::kScaled> products(sums);
-    for (int block = 0; block < kBlocks; ++block, a += block_stride) {
+    for (int block = 0; block < count; ++block, a += block_stride) {
+      typename Weights::Block packed[kPanels];
+      for (int p = 0; p < kPanels; ++p)
+        packed[p].set(data[p] + block * Weights::kInfo.data_bytes, stride);
       for (int k = 0; k < kBlock; k += 4) {
         unrolled<kPanels>([&](auto p) {
           Vec::F w[4];
-          blocks[block][p].load4(k, w);
+          packed[p].load4(k, w);
           for (int i = 0; i < 4; ++i)
             for (int row = 0; row < kRows; ++row)
               products.local[row][p] =
@@ -87,16 +92,18 @@ inline void multiply_float_blocks(const std::byte* const (&data)[kPanels],
     }
     products.finish(scale, sums);
   } else {
-    Vec::F w[kBlocks * kBlock][kPanels];
-    for (int block = 0; block < kBlocks; ++block) {
+    Vec::F w[kFloatBlocks * kBlock][kPanels];
+    for (int block = 0; block < count; ++block) {
       for (int p = 0; p < kPanels; ++p) {
+        typename Weights::Block packed;
+        packed.set(data[p] + block * Weights::kInfo.data_bytes, stride);
         for (int k = 0; k < kBlock; k += 4) {
           Vec::F four[4];
-          blocks[block][p].load4(k, four);
+          packed.load4(k, four);
           for (int i = 0; i < 4; ++i) w[block * kBlock + k + i][p] = four[i];
         }
       }
     }
-    multiply_floats<kBlocks, kPanels, Weights::kScaled>(a, act.rows, w, scale, sums);
+    multiply_floats<kPanels, Weights::kScaled>(count, a, act.rows, w, scale, sums);
   }
 }

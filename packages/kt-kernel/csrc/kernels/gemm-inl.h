@@ -16,17 +16,17 @@
 #include "kernels/block_float-inl.h"
 #include "kernels/block_int-inl.h"
 
-// Blocks that are multiplied together: two of floats, whose sums are loaded and stored half as
-// often.
+// Blocks that are multiplied together: some of floats, whose sums are loaded and stored less often.
 template <class Weights, int kRows>
 constexpr int blocks_at_once() {
   if (Weights::kInteger) return 1;
-  return !kRows && requires { Weights::kMultipliesTile; } ? 1 : 2;
+  return !kRows && requires { Weights::kMultipliesTile; } ? 1 : kFloatBlocks;
 }
 
-// kBlocks blocks of all rows and panels, by the way that suits format and number of rows.
-template <class Weights, int kRows, int kBlocks, int kPanels>
-inline void multiply_blocks(const std::byte* const (&data)[kPanels],
+// `count` blocks, at most blocks_at_once, of all rows and panels, by the way that suits format and
+// number of rows.
+template <class Weights, int kRows, int kPanels>
+inline void multiply_blocks(int count, const std::byte* const (&data)[kPanels],
                             const std::byte* const (&header)[kPanels], int sub, int64_t stride,
                             const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
   if constexpr (!kRows && requires { Weights::kMultipliesTile; }) {
@@ -39,7 +39,7 @@ inline void multiply_blocks(const std::byte* const (&data)[kPanels],
       multiply_few<Weights, kRows, p>(data[p], header[p], sub, stride, act, index, sums);
     });
   } else {
-    multiply_float_blocks<Weights, kRows, kBlocks>(data, header, sub, stride, act, index, sums);
+    multiply_float_blocks<Weights, kRows>(count, data, header, sub, stride, act, index, sums);
   }
 }
 
@@ -84,8 +84,8 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
 
   const int64_t blocks = b.k_padded / kBlock;
   int64_t block = 0;
-  const auto multiply_next = [&](int sub, auto count) {
-    multiply_blocks<Weights, kRows, count>(data, header, sub, stride, args.a, block, sums);
+  const auto multiply_next = [&](int sub, int count) {
+    multiply_blocks<Weights, kRows>(count, data, header, sub, stride, args.a, block, sums);
     block += count;
     for (int p = 0; p < kPanels; ++p) {
       const std::byte* const end = b.data + (panel + p * kVectorPanels + 1) * stride;
@@ -98,17 +98,16 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
   const auto next_group = [&] {
     for (int p = 0; p < kPanels; ++p) header[p] += kInfo.header_bytes;
   };
-  constexpr std::integral_constant<int, 1> kOne;
-  constexpr std::integral_constant<int, blocks_at_once<Weights, kRows>()> kAtOnce;
   if constexpr (kInfo.group == kBlock) {
-    for (; block < blocks; next_group()) multiply_next(0, kOne);
+    for (; block < blocks; next_group()) multiply_next(0, 1);
   } else {
+    constexpr int kAtOnce = blocks_at_once<Weights, kRows>();
     const int64_t per_group = b.group_size ? b.group_size / kBlock : blocks;
     for (int64_t end = per_group; block < blocks; end += per_group, next_group()) {
       const int64_t stop = std::min(end, blocks);
-      int sub = 0;
-      for (; block + kAtOnce <= stop; sub += kAtOnce) multiply_next(sub, kAtOnce);
-      for (; block < stop; ++sub) multiply_next(sub, kOne);
+      for (int sub = 0; block < stop; sub += kAtOnce)
+        multiply_next(
+            sub, kAtOnce == 1 ? 1 : static_cast<int>(std::min<int64_t>(kAtOnce, stop - block)));
     }
   }
 
