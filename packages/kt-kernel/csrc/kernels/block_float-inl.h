@@ -11,8 +11,7 @@ inline constexpr int kFloatRows = 3;
 inline constexpr int kFloatBlocks = 2;
 
 // Sums of kRows rows and kPanels vectors of float products, in registers for the time of some
-// blocks.
-// Weights with a scale are summed by themselves and scaled once.
+// blocks. Weights with a scale are summed by themselves and scaled once.
 template <int kRows, int kPanels, bool kScaled>
 struct FloatSums {
   Vec::F local[kRows][kPanels];
