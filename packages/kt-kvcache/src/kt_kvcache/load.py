@@ -3,10 +3,11 @@
 
 Batches are read in any order into reserved slots; pages are published in the order of the chain up
 to the first one that failed. What is read but not wanted any more gives its slot back when the
-read has ended.
+read has ended. A load whose pages another one is bringing waits for that one, then reads what is
+missing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -72,10 +73,13 @@ class Load(Completion[LoadResult]):
         self._ram, self._disk, self._root = ram, disk, root
         self._page_tokens = page_tokens
         self._num_full_pages, self._tail_tokens = found.num_full_pages, found.tail_tokens
-        self._found = found
+        self._found: DiskHolding | None = found  # until it is given back
         self._grow = grow
         self._lock = RLock()  # a read may be done before it is asked for, and calls back at once
-        self._holding, self._page_ids = ram.reserve_some(len(found.pages))
+        self._holding = ram.transfer()
+        self._page_ids: list[int] = []  # slots of these pages, as far as there are any
+        self._pages = tuple(found.pages)
+        self._followers: list[Load] = []  # those that wait for pages of this one
         self._step = max(1, _BATCH_BYTES // disk.slot_bytes)
         self._next_batch = 0  # pages asked for so far
         self._inflight = 0
@@ -89,11 +93,49 @@ class Load(Completion[LoadResult]):
             self._timer = Timer(deadline, self._expire)
             self._timer.daemon = True
             self._timer.start()
-        self._advance()
+        self._begin()
 
     def cancel(self) -> bool:
         """Ends the load with the pages that are there; False if it had ended."""
         return self._end("cancelled")
+
+    def _begin(self) -> None:
+        """Reads what is not in memory, unless another load is bringing it."""
+        with self._lock:
+            if self._ended:  # while it waited
+                return
+            while not self._ram.has(self._pages[-1].hash):
+                leader = self._disk.claims.claim(self._pages, self)
+                if leader is None:
+                    break
+                if leader._lead(self):  # which holds no claim while it follows: no circles
+                    return
+            # What others brought meanwhile.
+            self._num_ok = self._ram.pin_some(self._holding, _Links(self._pages), len(self._pages))
+            self._disk.shared(self._num_ok)
+            try:
+                slots = self._ram.reserve_some(self._holding, len(self._pages) - self._num_ok)
+            except StaleHandle:  # the store was closed
+                slots, self._stopped = [], "dropped"
+            self._page_ids = [*[-1] * self._num_ok, *slots]
+            self._next_batch = self._num_ok
+        self._advance()
+
+    def _lead(self, follower: "Load") -> bool:
+        """Has `follower` begin again when its last page is there; False if this has ended."""
+        with self._lock:
+            if not self._ended:
+                self._followers.append(follower)
+            return not self._ended
+
+    def _tell_followers(self) -> None:
+        """Lets those go on that wait for nothing more, all if this has ended."""
+        with self._lock:
+            ended, waiting = self._ended, self._followers
+            ready = [load for load in waiting if ended or self._ram.has(load._pages[-1].hash)]
+            self._followers = [load for load in waiting if load not in ready]
+        for load in ready:
+            load._begin()
 
     def _advance(self) -> None:
         """Asks for more, or ends; gives everything back once nothing is in flight."""
@@ -110,12 +152,12 @@ class Load(Completion[LoadResult]):
                 first = self._next_batch
                 self._next_batch = last = min(first + self._step, num_pages)
                 self._inflight += 1
-                future = self._disk.read(self._found.pages[first:last], self._page_ids[first:last])
+                future = self._disk.read(self._pages[first:last], self._page_ids[first:last])
                 future.add_done_callback(partial(self._arrived, first))
             self._advancing = False
             finished = self._num_ok == num_pages or self._stopped is not None
         if finished:
-            missing = "memory" if num_pages < len(self._found.pages) else None
+            missing = "memory" if num_pages < len(self._pages) else None
             self._end(self._stopped or missing)
         self._give_back()
 
@@ -127,15 +169,16 @@ class Load(Completion[LoadResult]):
                 start = self._num_ok
                 statuses = self._read.pop(start).tolist()
                 good = next((i for i, status in enumerate(statuses) if status), len(statuses))
-                published = self._publish(self._found.pages[start : start + good], start)
+                published = self._publish(self._pages[start : start + good], start)
                 self._num_ok += published
                 if published < good:
                     self._stopped = "dropped"
                 elif good < len(statuses):
                     self._stopped = "failed"
         self._advance()
+        self._tell_followers()
 
-    def _publish(self, pages: list[CachedPage], start: int) -> int:
+    def _publish(self, pages: Sequence[CachedPage], start: int) -> int:
         """Publishes pages that verified; returns how many of them are in the index."""
         # What was dropped meanwhile must not come back.
         if not self._root.attached or not all(page.attached for page in pages):
@@ -157,6 +200,7 @@ class Load(Completion[LoadResult]):
             if self._ended:
                 return False
             self._ended = True
+            self._disk.claims.release(self._pages, self)
             self._stopped = self._stopped or reason or "done"
             num_ok = self._num_ok
             if num_ok:
@@ -165,6 +209,7 @@ class Load(Completion[LoadResult]):
         if self._timer is not None:
             self._timer.cancel()
         self._give_back()  # first: whoever is told wants the slots that brought nothing
+        self._tell_followers()
         num_bytes = num_ok * self._disk.slot_bytes
         ok_tokens = min(num_ok, self._num_full_pages) * self._page_tokens
         self.set_result(LoadResult(ok_tokens, num_bytes, reason))
@@ -173,9 +218,9 @@ class Load(Completion[LoadResult]):
     def _give_back(self) -> None:
         with self._lock:
             found = self._found
-            if not self._ended or self._inflight or not found.pages:
+            if not self._ended or self._inflight or found is None:
                 return
-            self._found = DiskHolding([], found.pin)
+            self._found = None
         self._ram.release(self._holding)
         self._disk.release(found)
 
@@ -183,7 +228,7 @@ class Load(Completion[LoadResult]):
 class _Links:
     """Consecutive pages as ``PageIndex.publish`` takes them: named as they are on disk."""
 
-    def __init__(self, pages: list[CachedPage]) -> None:
+    def __init__(self, pages: Sequence[CachedPage]) -> None:
         self._pages = pages
 
     def page_hash(self, page: int) -> bytes:

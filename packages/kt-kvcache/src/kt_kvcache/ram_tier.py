@@ -159,7 +159,31 @@ class RamTier:
             self._counters.unlinked_pages += states.count(PageState.UNLINKED)
         return states
 
-    def reserve_some(self, n: int) -> tuple[Transfer, list[int]]:
+    def transfer(self) -> Transfer:
+        """Returns what a load will hold: nothing yet."""
+        with self._lock:
+            self._require_open("load")
+            transfer = Transfer([], set(), self._clock())
+            self._holdings.add(transfer)
+            return transfer
+
+    def pin_some(self, transfer: Transfer, links: Links, n: int) -> int:
+        """Has a load hold those of its first `n` pages that are here by now; O(these pages)."""
+        with self._lock:
+            for i in range(n):
+                page = self._index.by_hash.get(links.page_hash(i))
+                if page is None or page.body != links.page_body(i):
+                    return i
+                self._index.pin(page)
+                self._keep(transfer, page)
+            return n
+
+    def has(self, page_hash: bytes) -> bool:
+        """Whether a page is in memory now."""
+        with self._lock:
+            return page_hash in self._index.by_hash
+
+    def reserve_some(self, transfer: Transfer, n: int) -> list[int]:
         """Takes up to `n` slots for pages to be loaded, as many as are free or evictable."""
         with self._lock:
             self._require_open("load")
@@ -169,9 +193,9 @@ class RamTier:
                 self._index.evict()
                 self._counters.evicted_pages += 1
             page_ids = self._slots.take(n)
-            transfer = Transfer([], set(page_ids), self._clock())
-            self._holdings.add(transfer)
-            return transfer, page_ids
+            assert transfer.private is not None  # a transfer's never is
+            transfer.private.update(page_ids)
+            return page_ids
 
     def last_published(self, holding: Holding) -> CachedPage | None:
         """Returns the page that a writer published or found last. O(1)."""

@@ -277,6 +277,86 @@ def test_cancelling_and_releasing_detach_a_load(slow_store):
     assert loaded(space, chain) == 80
 
 
+def test_loads_of_one_prefix_read_it_once(slow_store):
+    store, go = slow_store
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    forked = space.chain([*TOKENS[:60], 99, 99, 99, 99])
+    leases = [space.acquire(chain), space.acquire(chain), space.acquire(forked)]
+    loads = [lease.load() for lease in leases]
+    assert store.stats().reserved_pages == 20  # one load's
+    go.set()
+    assert [load.result(30).ok_tokens for load in loads] == [80, 80, 60]
+    for lease, its in zip(leases, (chain, chain, forked), strict=True):
+        assert_right(lease, its)
+    counters = store.stats().disk.counters
+    assert (counters.loaded_pages, counters.shared_pages) == (20, 20 + 15)
+    for lease in leases:
+        lease.release()
+    store.check_integrity()
+    assert (store.stats().pinned_pages, store.stats().disk.evictable_pages) == (0, 20)
+
+
+@pytest.mark.parametrize("end", ["cancel", "release", "deadline"])
+def test_a_load_outlives_the_one_that_it_waits_for(slow_store, end):
+    store, go = slow_store
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    first, second = space.acquire(chain), space.acquire(chain)
+    ahead = first.load(0.05 if end == "deadline" else None)
+    load = second.load()
+    if end == "cancel":
+        assert ahead.cancel()
+    elif end == "release":
+        first.release()
+    else:
+        assert ahead.result(10).reason == "deadline"
+    assert not load.done()
+    go.set()
+    result = load.result(30)
+    # Slots of a load that was given up come back when its reads have ended.
+    assert result == LoadResult(80, 20 * SLOT_BYTES, None) or result.reason == "memory"
+    assert_right(second, chain)
+    first.release()
+    second.release()
+    wait_until(lambda: store.stats().reserved_pages == 0)
+    store.check_integrity()
+
+
+def test_a_waiting_load_keeps_its_own_deadline(slow_store):
+    store, go = slow_store
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    first, second = space.acquire(chain), space.acquire(chain)
+    load = first.load()
+    assert second.load(deadline=0.05).result(10) == LoadResult(0, 0, "deadline")
+    second.release()
+    go.set()
+    assert load.result(30).ok_tokens == 80
+    first.release()
+    store.check_integrity()
+
+
+def test_what_fails_for_one_load_is_looked_for_again_by_the_next(slow_store, root):
+    store, go = slow_store
+    space = space_of(store)
+    chain = space.chain(TOKENS)
+    slots = next(root.glob("*.kvs"))
+    with slots.open("r+b") as file:
+        file.seek(3 * SLOT_BYTES)
+        file.write(bytes(512))
+    leases = [space.acquire(chain), space.acquire(chain)]
+    loads = [lease.load() for lease in leases]
+    go.set()
+    results = [load.result(30).ok_tokens for load in loads]
+    assert 80 > results[0] == results[1]
+    assert store.stats().disk.counters.checksum_misses <= 2
+    for lease in leases:
+        assert_right(lease, chain)
+        lease.release()
+    store.check_integrity()
+
+
 def test_a_leaked_lease_gives_its_pages_on_disk_back(open_store):
     with open_store() as store:
         fill(space_of(store), TOKENS)

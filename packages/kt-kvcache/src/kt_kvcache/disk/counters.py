@@ -12,6 +12,7 @@ class DiskCounters:
     Attributes:
         hit_pages: pages that ``acquire`` found on disk and not in memory.
         loaded_pages, loaded_bytes: read and verified.
+        shared_pages: that a load found in memory in the end: another one had brought them.
         written_pages, written_bytes: on disk with their records.
         dropped_writes: pages not written: gone from memory before their turn, no room on disk, or
             the drive failed.
@@ -28,6 +29,7 @@ class DiskCounters:
     hit_pages: int = 0
     loaded_pages: int = 0
     loaded_bytes: int = 0
+    shared_pages: int = 0
     written_pages: int = 0
     written_bytes: int = 0
     dropped_writes: int = 0

@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain
 from kt_kvcache.completion import Completion
+from kt_kvcache.disk.claims import Claims
 from kt_kvcache.disk.counters import DiskCounters, DiskStats
 from kt_kvcache.disk.files import Files
 from kt_kvcache.disk.format import SlotShape
@@ -26,11 +28,18 @@ from kt_kvcache.page import CachedPage
 from kt_kvcache.page_mover import CHECKSUM, SHORT, PageMover, Statuses, payload_bytes
 from kt_kvcache.ram_tier import RamTier
 
+if TYPE_CHECKING:
+    from kt_kvcache.load import Load
+
 _WRITING_SHARE = 8  # of the pages in memory may be on their way to the drive
 
 
 class DiskTier:
-    """Pages in the files of one root. Thread-safe; in a forked child it finds nothing."""
+    """Pages in the files of one root. Thread-safe; in a forked child it finds nothing.
+
+    Attributes:
+        claims: pages being loaded.
+    """
 
     def __init__(
         self,
@@ -71,6 +80,7 @@ class DiskTier:
         self._counters = DiskCounters()
         self._pages = DiskPages(policy)
         self._leaked: deque[DiskHolding] = deque()
+        self.claims: Claims[Load] = Claims()
         self._pid = os.getpid()
         self._closed = False
         survey = Survey(self._root, self._pages, self._shape)
@@ -169,6 +179,10 @@ class DiskTier:
     def drop(self, ns_key: bytes, chain: Chain | None) -> Completion[int]:
         """Drops pages, in all processes' segments; see ``Worker.drop``."""
         return self._worker.drop(ns_key, chain)
+
+    def shared(self, num_pages: int) -> None:
+        """Counts pages that a load found brought by another one."""
+        self._counters.shared_pages += num_pages
 
     def missed_deadline(self) -> None:
         """Counts a load that ended at its deadline."""
