@@ -3,8 +3,11 @@
 
 import errno
 import os
+import resource
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,19 +24,30 @@ from kt_kvcache.page_mover import (
     payload_bytes,
 )
 
-MOVERS = [ThreadPageMover]
+MOVERS = [pytest.param(ThreadPageMover, id="python")]
 if HAS_CORE:
     from kt_kvcache.native_mover import NativePageMover
 
-    MOVERS.append(NativePageMover)
+    MOVERS.append(pytest.param(NativePageMover, id="threads"))
+    try:
+        NativePageMover(uring=True).close()
+    except OSError:  # not on this system: test_native_mover.py says what it does then
+        pass
+    else:
+        MOVERS.append(pytest.param(partial(NativePageMover, uring=True), id="uring"))
 NUM_PAGES = 12
 STRIDES = (2500, 1000, 4000)
 PAYLOAD, EXTENT = 8192, 4096
 
 
 @pytest.fixture(params=MOVERS)
-def mover(request):
-    mover = request.param(num_threads=2, inflight_bytes=1 << 20)
+def make(request):
+    return request.param
+
+
+@pytest.fixture
+def mover(make):
+    mover = make(num_threads=2, inflight_bytes=1 << 20)
     yield mover
     mover.close()
 
@@ -150,22 +164,77 @@ def test_a_write_that_fails_says_why(mover, fd, tmp_path):
     assert statuses.tolist() == [0, errno.EBADF]
 
 
-def test_many_batches_at_once_within_few_bytes_in_flight(fd):
-    for make in MOVERS:
-        mover = make(num_threads=4, inflight_bytes=PAYLOAD - 1)  # a page at a time
-        source = random_arena(num_pages=64)
-        target = random_arena(1, num_pages=64)
-        writes = []
-        for i in range(64):
+def test_what_the_system_answers_is_each_page_s_own(mover):
+    view = random_arena().view((0, 1), writable=True)
+    args = arguments(0, [0, 0], [0, 0])  # nothing is mapped at 0
+    unmapped, full = Path("/proc/self/mem"), Path("/dev/full")
+    with unmapped.open("rb") as unmapped, full.open("wb") as full:
+        args[0][:] = unmapped.fileno()
+        read = mover.read(view, *args, np.zeros((2, 2), np.uint64), EXTENT).result(30)
+        args[0][:] = full.fileno()
+        statuses, _ = mover.write(view, *args, EXTENT).result(30)
+    assert read.tolist() == [errno.EIO] * 2
+    assert statuses.tolist() == [errno.ENOSPC] * 2
+
+
+def test_a_write_that_the_system_cuts_short_goes_on_until_it_is_refused(mover, fd):
+    args = arguments(fd, [0, 8192, 16384, 24576], range(4))
+    source, target = random_arena(), random_arena(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384 + 4096, limits[1]))
+    try:
+        view = source.view((0, 1, 2, 3), writable=False)
+        statuses, sums = mover.write(view, *args, EXTENT).result(30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert statuses.tolist() == [0, 0, errno.EFBIG, errno.EFBIG]
+    got = mover.read(target.view((0, 1, 2, 3), writable=True), *args, sums, EXTENT).result(30)
+    assert got.tolist() == [0, 0, CHECKSUM, CHECKSUM]
+    assert os.pread(fd, ALIGN, 16384) == rows(source, 2)[:ALIGN]
+
+
+def test_batches_of_many_threads_and_a_close_that_waits_for_them(make, fd):
+    mover = make(num_threads=3, inflight_bytes=4 * PAYLOAD)
+    source, target = random_arena(num_pages=48), random_arena(1, num_pages=48)
+    futures = [None] * 48
+    read_back = threading.Barrier(4)
+
+    def ask(first):
+        sums = {}
+        for i in range(first, 48, 4):
             args = arguments(fd, [i * PAYLOAD], [i])
-            writes.append((args, mover.write(source.view((i,), writable=False), *args, EXTENT)))
-        reads = []
-        for i, (args, write) in enumerate(writes):
-            sums = write.result(30)[1]
-            reads.append(mover.read(target.view((i,), writable=True), *args, sums, EXTENT))
-        assert all(read.result(30).tolist() == [0] for read in reads)
-        assert all(rows(source, i) == rows(target, i) for i in range(64))
-        mover.close()
+            _, sums[i] = mover.write(source.view((i,), writable=False), *args, EXTENT).result(30)
+        read_back.wait(30)
+        for i in range(first, 48, 4):
+            args = arguments(fd, [i * PAYLOAD], [i])
+            view = target.view((i,), writable=True)
+            futures[i] = mover.read(view, *args, sums[i], EXTENT)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    mover.close()
+    assert all(future.done() and future.result().tolist() == [0] for future in futures)
+    assert all(rows(source, i) == rows(target, i) for i in range(48))
+
+
+def test_many_batches_at_once_within_few_bytes_in_flight(make, fd):
+    mover = make(num_threads=4, inflight_bytes=PAYLOAD - 1)  # a page at a time
+    source = random_arena(num_pages=64)
+    target = random_arena(1, num_pages=64)
+    writes = []
+    for i in range(64):
+        args = arguments(fd, [i * PAYLOAD], [i])
+        writes.append((args, mover.write(source.view((i,), writable=False), *args, EXTENT)))
+    reads = []
+    for i, (args, write) in enumerate(writes):
+        sums = write.result(30)[1]
+        reads.append(mover.read(target.view((i,), writable=True), *args, sums, EXTENT))
+    assert all(read.result(30).tolist() == [0] for read in reads)
+    assert all(rows(source, i) == rows(target, i) for i in range(64))
+    mover.close()
 
 
 def test_an_empty_batch_is_done(mover):
@@ -212,20 +281,19 @@ def test_what_does_not_fit_is_refused(mover, fd, change, rule):
         mover.read(view, fds, offsets, seeds, sums, change.get("extent", EXTENT))
 
 
-def test_a_callback_runs_and_close_waits_and_ends(fd):
-    for make in MOVERS:
-        mover = make(num_threads=1, inflight_bytes=1 << 20)
-        seen = threading.Event()
-        args = arguments(fd, [0], [0])
-        view = random_arena().view((0,), writable=False)
-        future = mover.write(view, *args, EXTENT)
-        future.add_done_callback(lambda _, seen=seen: seen.set())
-        mover.close()
-        assert future.done()
-        assert seen.wait(5)
-        mover.close()
-        with pytest.raises(ValueError, match="closed"):
-            mover.write(view, *args, EXTENT)
+def test_a_callback_runs_and_close_waits_and_ends(make, fd):
+    mover = make(num_threads=1, inflight_bytes=1 << 20)
+    seen = threading.Event()
+    args = arguments(fd, [0], [0])
+    view = random_arena().view((0,), writable=False)
+    future = mover.write(view, *args, EXTENT)
+    future.add_done_callback(lambda _: seen.set())
+    mover.close()
+    assert future.done()
+    assert seen.wait(5)
+    mover.close()
+    with pytest.raises(ValueError, match="closed"):
+        mover.write(view, *args, EXTENT)
 
 
 # Through Python's own calls, so that a system that does less than asked can be played

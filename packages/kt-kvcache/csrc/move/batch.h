@@ -2,7 +2,6 @@
 // What one call asks of a page mover, as plain memory; it does not know where that comes from.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -10,9 +9,6 @@
 #include "page_copy.h"
 
 namespace kt::kvcache {
-
-inline constexpr size_t kAlign = 4096;                 // of buffers, offsets and lengths
-inline constexpr int32_t kShort = -1, kChecksum = -2;  // status of a page; 0 is good, more an errno
 
 struct Layer {
   std::byte* data;  // row p is page p
@@ -28,9 +24,9 @@ struct Batch {
   std::vector<uint64_t> seeds;
   size_t payload_bytes;  // of a page
   size_t extent_bytes;
-  int32_t* statuses;  // (pages), out
-  uint64_t* sums;     // (pages, extents), expected or out
-  std::atomic<size_t> runs_left = 0;
+  int32_t* statuses;     // (pages), out
+  uint64_t* sums;        // (pages, extents), expected or out
+  size_t runs_left = 0;  // the mover's
 
   virtual ~Batch() = default;
 

@@ -4,15 +4,29 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "check.h"
-#include "move_run.h"
 
 namespace kt::kvcache {
+namespace {
 
-PageMover::PageMover(size_t num_threads, size_t inflight_bytes)
-    : num_threads_(num_threads), inflight_limit_(inflight_bytes), owner_(::getpid()) {}
+// Runs in the ring at once: of small pages, which do not fill the bytes in flight, what keeps a
+// drive busy. No drive's queue is longer than a few hundred.
+constexpr uint32_t kRingEntries = 64;
+// Bytes in the ring at most. A drive has bandwidth x latency of them in work, 7 GB/s x 1 ms; more
+// only queue in it, where reads wait behind writes.
+constexpr size_t kRingBytes = 16 << 20;
+
+}  // namespace
+
+PageMover::PageMover(size_t num_threads, size_t inflight_bytes, bool with_ring)
+    : num_threads_(num_threads),
+      inflight_limit_(with_ring ? std::min(inflight_bytes, kRingBytes) : inflight_bytes),
+      owner_(::getpid()),
+      ring_(with_ring ? std::make_unique<Ring>(kRingEntries) : nullptr) {}
 
 bool PageMover::forked() const { return ::getpid() != owner_; }
 
@@ -31,41 +45,96 @@ void PageMover::submit(std::unique_ptr<Batch> batch) {
   queued_.notify_all();
 }
 
-bool PageMover::take(Run& run) {
-  std::unique_lock lock(mutex_);
+void PageMover::work() {
+  Lock lock(mutex_);
   for (;;) {
-    std::deque<Run>& queue = reads_.empty() ? writes_ : reads_;
-    if (!queue.empty()) {
-      run = queue.front();
-      // A run that has more than the limit travels alone.
-      if (inflight_bytes_ == 0 || inflight_bytes_ + run.num_bytes() <= inflight_limit_) {
-        queue.pop_front();
-        inflight_bytes_ += run.num_bytes();
-        return true;
-      }
-    } else if (closed_) {
-      return false;
-    }
-    queued_.wait(lock);
+    const bool fits = next_fits();
+    if (fits && !reads_.empty())
+      begin(lock);
+    else if (!landed_.empty())
+      finish(lock);
+    else if (fits)
+      begin(lock);
+    else if (num_flying_ > 0 && !landing_)
+      land(lock);
+    else if (closed_ && num_batches_ == 0)  // not sooner: the kernel cancels what a dead one began
+      return;
+    else
+      queued_.wait(lock);
   }
 }
 
-void PageMover::work() {
-  Bounce bounce;
-  Run run;
-  while (take(run)) {
-    move_run(run, bounce);
-    const size_t num_bytes = run.num_bytes();
-    std::unique_ptr<Batch> ended(run.batch->runs_left.fetch_sub(1) == 1 ? run.batch : nullptr);
-    const std::lock_guard lock(mutex_);
-    inflight_bytes_ -= num_bytes;
-    if (!reads_.empty() || !writes_.empty()) queued_.notify_all();
-    if (ended != nullptr) {
-      done_.push_back(std::move(ended));
-      --num_batches_;
-      ended_.notify_all();
+bool PageMover::next_fits() const {
+  const std::deque<Run>& queue = reads_.empty() ? writes_ : reads_;
+  const size_t num_flights = flights_.size() - spare_.size();
+  if (queue.empty() || (ring_ != nullptr && num_flights == kRingEntries)) return false;
+  // A run that has more than the limit travels alone.
+  return num_flights == 0 || inflight_bytes_ + queue.front().num_bytes() <= inflight_limit_;
+}
+
+void PageMover::begin(Lock& lock) {
+  std::deque<Run>& queue = reads_.empty() ? writes_ : reads_;
+  if (spare_.empty()) spare_.push_back(&flights_.emplace_back());
+  Flight& flight = *spare_.back();
+  spare_.pop_back();
+  const Run whole = flight.run = queue.front();
+  queue.pop_front();
+  inflight_bytes_ += whole.num_bytes();
+  lock.unlock();
+  flight.data = flight.bounce.get(whole.num_bytes());
+  if (flight.data == nullptr) {
+    fail_run(whole, ENOMEM);
+  } else {
+    if (!whole.batch->is_read) gather_run(whole, flight.data);
+    const Transfer transfer = transfer_of(whole, flight.data);
+    if (ring_ != nullptr && ring_->submit(transfer, &flight)) {
+      lock.lock();
+      ++num_flying_;
+      if (!landing_) queued_.notify_one();
+      return;
     }
+    finish_run(whole, flight.data, run(transfer));
   }
+  lock.lock();
+  end(flight);
+}
+
+void PageMover::land(Lock& lock) {
+  landing_ = true;
+  lock.unlock();
+  std::vector<Ring::Ended> ended;
+  ring_->wait(ended);
+  lock.lock();
+  landing_ = false;
+  num_flying_ -= static_cast<int64_t>(ended.size());
+  for (const auto& [tag, result] : ended) {
+    auto* flight = static_cast<Flight*>(tag);
+    flight->result = result;
+    landed_.push_back(flight);
+  }
+  queued_.notify_all();  // also for the next to wait in the ring
+}
+
+void PageMover::finish(Lock& lock) {
+  Flight& flight = *landed_.front();
+  landed_.pop_front();
+  lock.unlock();
+  const Transfer transfer = transfer_of(flight.run, flight.data);
+  finish_run(flight.run, flight.data, go_on(transfer, flight.result));
+  lock.lock();
+  end(flight);
+}
+
+void PageMover::end(Flight& flight) {
+  Batch* batch = flight.run.batch;
+  inflight_bytes_ -= flight.run.num_bytes();
+  spare_.push_back(&flight);
+  if (--batch->runs_left == 0) {
+    done_.emplace_back(batch);
+    --num_batches_;
+    ended_.notify_all();
+  }
+  if (!reads_.empty() || !writes_.empty() || num_batches_ == 0) queued_.notify_all();
 }
 
 std::vector<std::unique_ptr<Batch>> PageMover::wait() {

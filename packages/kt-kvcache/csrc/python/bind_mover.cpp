@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Binding of the page mover. Its threads never hold the GIL: a Python thread waits for ended
 // batches and sets their futures (native_mover.py).
+#include <cerrno>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "bindings.h"
@@ -26,13 +28,20 @@ struct HeldBatch : Batch {
 // The mover as Python holds it.
 class Handle {
  public:
-  Handle(int64_t num_threads, int64_t inflight_bytes) {
+  Handle(int64_t num_threads, int64_t inflight_bytes, bool with_ring) {
     constexpr int64_t kMostThreads = 1024;
     require(num_threads >= 1 && num_threads <= kMostThreads, "mover",
             "num_threads must be in [1, 1024]", std::to_string(num_threads));
     require(inflight_bytes >= 1, "mover", "inflight_bytes must be >= 1",
             std::to_string(inflight_bytes));
-    mover_ = new PageMover(static_cast<size_t>(num_threads), static_cast<size_t>(inflight_bytes));
+    try {
+      mover_ = new PageMover(static_cast<size_t>(num_threads), static_cast<size_t>(inflight_bytes),
+                             with_ring);
+    } catch (const std::system_error& error) {
+      errno = error.code().value();
+      PyErr_SetFromErrno(PyExc_OSError);
+      throw nb::python_error();
+    }
   }
   ~Handle() {
     if (!mover_->forked()) delete mover_;
@@ -110,7 +119,8 @@ class Handle {
 
 void bind_mover(nb::module_& m) {
   nb::class_<Handle>(m, "PageMover")
-      .def(nb::init<int64_t, int64_t>(), nb::arg("num_threads"), nb::arg("inflight_bytes"))
+      .def(nb::init<int64_t, int64_t, bool>(), nb::arg("num_threads"), nb::arg("inflight_bytes"),
+           nb::arg("with_ring"))
       .def("move", &Handle::move, nb::arg("is_read"), nb::arg("layer_buffers"), nb::arg("page_ids"),
            nb::arg("fds").noconvert(), nb::arg("offsets").noconvert(), nb::arg("seeds").noconvert(),
            nb::arg("sums").noconvert(), nb::arg("extent_bytes"), nb::arg("statuses").noconvert(),

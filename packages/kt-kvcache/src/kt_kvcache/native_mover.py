@@ -20,15 +20,22 @@ class NativePageMover:
     whatever Python does. One Python thread sets the futures of all batches that have ended.
     """
 
-    def __init__(self, num_threads: int = 8, inflight_bytes: int = 32 << 20) -> None:
+    def __init__(
+        self, num_threads: int = 8, inflight_bytes: int = 32 << 20, *, uring: bool = False
+    ) -> None:
         """Starts no thread before the first call.
 
         Args:
-            num_threads: pages in work. While some are at checksums and copies, the others keep
-                the drive busy, which takes four.
+            num_threads: that move pages, or with io_uring only work on their bytes. While some
+                are at checksums and copies, the others keep the drive busy, which takes four.
             inflight_bytes: bytes in flight at most; a page that has more travels alone.
+            uring: has the kernel keep all of these bytes in flight, whatever the threads do.
+
+        Raises:
+            OSError: the system refuses an io_uring.
         """
-        self._mover = _core.PageMover(num_threads, inflight_bytes)
+        self._mover = _core.PageMover(num_threads, inflight_bytes, uring)
+        self.io = "uring" if uring else "threads"
         self._lock = Lock()
         self._waker: Thread | None = None
 

@@ -27,6 +27,7 @@ from kt_kvcache.native import HAS_CORE
 
 ALIGN = 4096  # of buffers, offsets and lengths: what O_DIRECT wants on any drive
 SHORT, CHECKSUM = -1, -2  # status of a page; 0 is good, more is an errno
+IO_CHOICES = ("auto", "threads", "uring")
 
 Statuses = NDArray[np.int32]
 Sums = NDArray[np.uint64]
@@ -53,7 +54,12 @@ class PageMover(Protocol):
     Both calls return at once. The caller keeps files open and pages its own until the future is
     done; callbacks run in a thread of the mover and must be brief. A batch's pages may move in
     any order; reads go before writes that have not begun.
+
+    Attributes:
+        io: what moves them, "threads" or "uring".
     """
+
+    io: str
 
     def read(
         self,
@@ -98,12 +104,34 @@ class PageMover(Protocol):
         """Ends the mover once what was asked is done; idempotent."""
 
 
-def open_page_mover(inflight_bytes: int) -> PageMover:
-    """Returns the core's mover where there is a core."""
+def open_page_mover(inflight_bytes: int, io: str = "auto") -> PageMover:
+    """Returns the core's mover where there is a core.
+
+    Args:
+        inflight_bytes: bytes in flight at most.
+        io: "threads", each in a call of its own; "uring"; "auto": io_uring where the system has
+            it for us, else threads.
+
+    Raises:
+        ValueError: "uring" without the core.
+        OSError: "uring", and the system refuses one.
+    """
     if not HAS_CORE:
+        if io == "uring":
+            raise ValueError('[kvstore.open] io="uring" needs the compiled core; got none')
         return ThreadPageMover(inflight_bytes=inflight_bytes)
     from kt_kvcache.native_mover import NativePageMover
 
+    if io != "threads":
+        try:
+            return NativePageMover(inflight_bytes=inflight_bytes, uring=True)
+        except OSError as error:
+            if io == "uring":
+                raise OSError(
+                    error.errno,
+                    '[kvstore.open] io="uring" needs a system that lets us use io_uring; got '
+                    f"{error.strerror!r}",
+                ) from error
     return NativePageMover(inflight_bytes=inflight_bytes)
 
 
@@ -134,6 +162,8 @@ _Run = tuple[_Batch, int, int]  # pages [first, last) of a batch, consecutive in
 
 class ThreadPageMover:
     """A PageMover of Python threads; the native core's oracle, and what stands in for it."""
+
+    io = "threads"
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from kt_kvcache.errors import require_int
 from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import BranchPolicy
 from kt_kvcache.identity import Geometry, Identity, ns_key, tenant_tag
-from kt_kvcache.page_mover import open_page_mover
+from kt_kvcache.page_mover import IO_CHOICES, open_page_mover
 from kt_kvcache.ram_tier import RamTier
 from kt_kvcache.space import Space
 from kt_kvcache.stats import Stats
@@ -36,6 +36,8 @@ class StoreConfig:
         disk_bytes: what a root's files may take, of all processes together; needed with a root.
         min_free_bytes: what the root's file system keeps free: the store grows no further.
         inflight_bytes: bytes being read or written at once.
+        io: how: "threads", each in a call of its own, or "uring", by Linux's io_uring. "auto" is
+            whichever was measured to be faster of those that the system lets us use.
         durability_s: seconds of pages that a power cut may lose.
     """
 
@@ -45,6 +47,7 @@ class StoreConfig:
     min_free_bytes: int = 1 << 30
     # Enough for any drive: what it has in flight is bandwidth x latency, 7 GB/s x 1 ms = 7 MB.
     inflight_bytes: int = 64 << 20
+    io: str = "auto"
     durability_s: float = 5.0
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class StoreConfig:
         require_int("config", "disk_bytes", self.disk_bytes, 0)
         require_int("config", "min_free_bytes", self.min_free_bytes, 0)
         require_int("config", "inflight_bytes", self.inflight_bytes, 1)
+        if self.io not in IO_CHOICES:
+            raise ValueError(f"[kvstore.config] io must be one of {IO_CHOICES}; got {self.io!r}")
         if not self.durability_s > 0:
             raise ValueError(
                 f"[kvstore.config] durability_s must be seconds > 0; got {self.durability_s!r}"
@@ -98,7 +103,7 @@ class KVStore:
         Raises:
             ValueError: an arena of another size than the configuration; a root without arena or
                 disk_bytes, that is a symlink, or that others may write.
-            OSError: the root cannot be read.
+            OSError: the root cannot be read, or io="uring" is refused by the system.
         """
         if arena is not None and arena.num_pages != config.num_pages:
             raise ValueError(
@@ -116,7 +121,7 @@ class KVStore:
         try:
             disk = DiskTier(
                 files,
-                open_page_mover(config.inflight_bytes),
+                open_page_mover(config.inflight_bytes, config.io),
                 tier,
                 arena,
                 BranchPolicy(),

@@ -21,7 +21,7 @@ def open_store(root: Path) -> Iterator[Callable[..., KVStore]]:
     """Opens stores on the same root, each as a process of its own would; closes what is left."""
     stores = []
 
-    def open_store(num_pages: int = 32, disk_pages: int = 64, **config: float) -> KVStore:
+    def open_store(num_pages: int = 32, disk_pages: int = 64, **config: float | str) -> KVStore:
         arena = Arena.allocate(num_pages, STRIDES)
         # A record and a share of the headers come with each page.
         config = {"disk_bytes": disk_pages * (SLOT_BYTES + 512) + 8 * 4096} | config

@@ -57,6 +57,7 @@ class DiskStats:
         budget_bytes: what all segments together may take.
         degraded: whether writing has failed and waits for its next try.
         read_only: whether the root cannot be written at all.
+        io: what moves the bytes, "threads" or "uring".
         counters: events since the store was opened.
     """
 
@@ -69,4 +70,5 @@ class DiskStats:
     budget_bytes: int
     degraded: bool
     read_only: bool
+    io: str
     counters: DiskCounters

@@ -206,6 +206,7 @@ class DiskTier:
             budget_bytes=self._disk_bytes,
             degraded=self._worker.degraded,
             read_only=self._files.read_only,
+            io=self._mover.io,
             counters=replace(self._counters),
         )
 
