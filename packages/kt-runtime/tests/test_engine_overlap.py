@@ -227,6 +227,40 @@ def test_a_forward_that_fails_ends_its_requests_only(aside):
     assert engine.stats().pages_used == 0
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_batch_that_cannot_be_built_ends_its_requests_only(aside, monkeypatch, ahead):
+    """Built beside the step before it, it was a guess, which nobody needs."""
+    engine = fake_engine()
+    engine.add(greedy_request("a", [1], 12))
+    events = []
+    engine.step_overlapped(aside, events.extend)
+    failed = []
+    with monkeypatch.context() as patch:
+
+        def fails(shares, page_size, **guess):
+            if bool(guess) == bool(ahead):
+                failed.append(len(shares))
+                raise MemoryError("none left")
+            return build_batch(shares, page_size, **guess)
+
+        patch.setattr("kt_runtime.engine.build_batch", fails)
+        engine.add(greedy_request("b", [2], 12))
+        for _ in range(3):
+            engine.step_overlapped(aside, events.extend)
+    engine.add(greedy_request("later", [3], 4))
+    events += drain_overlapped(engine, aside)
+    assert failed[0] == 2
+    for i, name in enumerate("ab", start=1):
+        last = last_of(events, name)
+        assert (last.finish_reason, last.error) == (
+            ("length", None) if ahead else ("error", "MemoryError: none left")
+        )
+        said = tokens_of(events, name)
+        assert said == greedy_continuation([i], len(said))
+    assert tokens_of(events, "later") == greedy_continuation([3], 4)
+    assert engine.stats().pages_used == 0
+
+
 @pytest.mark.parametrize(
     "where",
     ["kt_runtime.exec.outputs.token_logprobs", "kt_runtime.cache.page_pool.SequencePages.commit"],

@@ -116,6 +116,16 @@ async def test_leaving_a_stream_early_aborts_its_request():
         assert engine.stats().pages_used == 0
 
 
+async def test_a_request_aborted_for_a_reason_is_counted_as_ended_for_it():
+    with slow_engine()[0] as engine:
+        stream = engine.generate(greedy_request("a", [1], 200))
+        await anext(stream)
+        engine.abort("a", "stop")  # its text came to a stop string
+        await stream.aclose()
+        await until(lambda: not engine.has_work)
+        assert engine.stats().finished == {"stop": 1}
+
+
 async def test_errors_of_add_are_raised_to_the_reader():
     with fake_engine() as engine:
         with pytest.raises(ContextLengthError):
@@ -151,6 +161,24 @@ async def test_when_the_thread_dies_every_reader_hears_of_it():
         await anext(engine.generate(greedy_request("late", [1])))
     assert "thread died" in engine.closed_reason
     engine.close()
+
+
+async def test_readers_hear_of_a_death_before_the_store_is_closed(monkeypatch):
+    """Which may take as long as its disk does, or fail: it may be what broke."""
+    engine, model = slow_engine()
+    heard = threading.Event()
+
+    def close() -> None:
+        assert heard.wait(10)
+
+    monkeypatch.setattr(engine._parts.store, "close", close)
+    task = asyncio.create_task(collect(engine, greedy_request("a", [1], 200)))
+    await until(lambda: engine.stats().generated_tokens > 1)
+    model.die = True
+    last = (await asyncio.wait_for(task, 5))[-1]
+    assert (last.finish_reason, engine.closed_reason) == ("error", last.error)
+    heard.set()
+    await asyncio.to_thread(engine.close)
 
 
 async def test_closing_ends_running_streams_and_the_thread():

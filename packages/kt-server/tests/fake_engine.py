@@ -85,6 +85,7 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.finished: Counter[str] = Counter()
         self._running: dict[str, int] = {}
+        self._aborts: dict[str, FinishReason] = {}
         self._num_tokens = 0
 
     def validate(self, request: Request) -> None:
@@ -119,7 +120,11 @@ class FakeEngine:
                 yield event
         finally:
             del self._running[request.request_id]
-            self.finished[reason] += 1
+            self.finished[self._aborts.pop(request.request_id, reason)] += 1
+
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
+        if request_id in self._running:
+            self._aborts.setdefault(request_id, reason)
 
     def stats(self) -> EngineStats:
         used = sum(self._running.values())

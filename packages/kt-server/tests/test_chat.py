@@ -77,7 +77,7 @@ async def test_stop_strings_end_the_request_in_the_engine(
         (choice,) = (await response.json())["choices"]
         text, reason = choice["message"]["content"], choice["finish_reason"]
     assert (text, reason) == ("one", "stop")
-    assert engine.finished == {"abort": 1}
+    assert engine.finished == {"stop": 1}
     assert engine.stats().generated_tokens == len("one, tw")
 
 

@@ -24,7 +24,7 @@ async def deltas_of(
     detokenizer = Detokenizer(
         TOKENIZER, sampling.stop, skip_special_tokens, min_tokens=sampling.min_tokens
     )
-    return [d async for d in text_deltas(engine.generate(request), detokenizer)]
+    return [d async for d in text_deltas(engine, request, detokenizer)]
 
 
 async def test_only_the_last_delta_has_a_reason(engine: FakeEngine) -> None:
@@ -39,6 +39,14 @@ async def test_held_back_text_comes_with_the_end(engine: FakeEngine) -> None:
     deltas = await deltas_of(engine, SamplingParams(stop=("is.!",)))
     assert deltas[-1].text == "is."
     assert deltas[-1].finish_reason == "stop"
+
+
+async def test_a_stop_string_ends_the_request_as_stopped_in_the_engine_s_books(
+    engine: FakeEngine,
+) -> None:
+    deltas = await deltas_of(engine, SamplingParams(stop=("ri",)))
+    assert [(d.text, d.finish_reason) for d in deltas[-1:]] == [("", "stop")]
+    assert engine.finished == {"stop": 1}
 
 
 async def test_a_character_cut_off_by_the_limit_shows(engine: FakeEngine) -> None:

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -342,14 +342,20 @@ class Engine:
             store_gauges=store_gauges,
         )
 
-    def close(self, reason: str = "the engine was closed") -> None:
-        """End all requests ("abort"), the thread, and the prefix store, after what it keeps on disk
-        is there. Idempotent; later adds are refused."""
+    def refuse(self, reason: str) -> None:
+        """Take no more requests, and end those in flight ("abort") with the next step: the part of
+        `close` that waits for nothing. Thread-safe, idempotent."""
         with self._inbox:
             self._closed = self._closed or reason
             for request_id in self._live:
                 self._aborts.setdefault(request_id, "abort")
             self._wake()
+
+    def close(self, reason: str = "the engine was closed") -> None:
+        """End all requests ("abort"), the thread, and the prefix store, after what it keeps on disk
+        is there. Idempotent; later adds are refused."""
+        self.refuse(reason)
+        with self._inbox:
             loop = self._loop
         if loop is not None:
             loop.join()
@@ -445,14 +451,20 @@ class Engine:
                 self._booking.fail(sequence, error)
             if not step.shares:
                 return None
-            batch = build_batch(step.shares, self.config.page_size)
+            try:
+                batch = build_batch(step.shares, self.config.page_size)
+            except Exception as error:  # out of memory, say
+                self._fail(step, error)
+                return None
         return _Planned(step, batch, began, self._parts.runner.seconds)
 
     def _look_ahead(self, step: Step) -> None:
         """Have the next step ready in case that nothing happens until this one is computed."""
         ahead = self._scheduler.schedule_ahead(step)
         if ahead is not None:
-            self._ahead = ahead, build_batch(ahead.shares, self.config.page_size, ahead=1)
+            # What fails here fails again where it is nobody's guess, or does not.
+            with suppress(Exception):
+                self._ahead = ahead, build_batch(ahead.shares, self.config.page_size, ahead=1)
 
     def _forward(self, planned: _Planned) -> Floats | Exception:
         """Logits, or what went wrong. Touches nothing that `_book` and `_look_ahead` do."""
@@ -465,9 +477,7 @@ class Engine:
         """What the next step depends on: tokens, and who has ended."""
         step, began, forward_before = planned.step, planned.began, planned.forward_seconds
         if isinstance(result, Exception):
-            # Whatever failed, it is these requests' failure, not the engine's.
-            for sequence, _ in step.shares:
-                self._booking.fail(sequence, result)
+            self._fail(step, result)
         else:
             self._booking.choose(step, result, self._parts.runner.fault)
             self._counters.computed(step)
@@ -476,6 +486,11 @@ class Engine:
         self._last_end = now if self._scheduler.has_work else None
         if not isinstance(result, Exception):
             self._measured = step.work, now - began
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        """Whatever failed, it is these requests' failure, not the engine's."""
+        for sequence, _ in step.shares:
+            self._booking.fail(sequence, error)
 
     def _book(self) -> list[TokenEvent]:
         """The rest of what has been computed so far."""

@@ -91,8 +91,10 @@ class EngineLoop:
             except BaseException as error:  # reported to every waiting request and in the log
                 _log.exception("the engine's thread died")
                 reason = f"the engine's thread died: {type(error).__name__}: {error}"
-                engine.close(reason)
+                engine.refuse(reason)
                 self._fail_all(reason)
+                # After that: the store may wait for its disk, or be what broke.
+                engine.close(reason)
             finally:
                 aside.close()
 

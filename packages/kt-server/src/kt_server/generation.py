@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from kt_runtime.core import EngineClosedError, TokenEvent, TokenLogprobs
+from kt_runtime.core import EngineClosedError, Request, TokenEvent, TokenLogprobs
 from kt_runtime.text import Detokenizer
+from kt_server.protocols import EngineClient
 
 T = TypeVar("T")
+Events = AsyncGenerator[TokenEvent, None]
+Watch = Callable[[Events], Events]
 
 
 class GenerationError(RuntimeError):
@@ -85,11 +88,16 @@ class _TokenLine:
 
 
 async def text_deltas(
-    events: AsyncGenerator[TokenEvent, None], detokenizer: Detokenizer
+    engine: EngineClient, request: Request, detokenizer: Detokenizer, watch: Watch = lambda e: e
 ) -> AsyncGenerator[TextDelta, None]:
-    """The text of one request as it comes; tokens that complete no text yield nothing.
+    """Runs a request: its text as it comes; tokens that complete no text yield nothing.
 
-    A stop string ends the request: closing `events` aborts it in the engine.
+    A stop string ends the request in the engine, and so does closing this: as "stop", and as "abort".
+
+    Args:
+        engine, request: who computes what.
+        detokenizer: a fresh one, with the request's stop strings.
+        watch: passes the engine's events on, and may look at them.
 
     Raises:
         GenerationError: the engine ended the request with "error".
@@ -98,7 +106,7 @@ async def text_deltas(
     line = _TokenLine()
     prompt_logprobs = None
     num_characters = 0  # given out
-    async with aclosing(events):
+    async with aclosing(watch(engine.generate(request))) as events:
         async for event in events:
             prompt_logprobs = event.prompt_logprobs or prompt_logprobs
             reason = event.finish_reason
@@ -119,6 +127,8 @@ async def text_deltas(
             if reason is not None:
                 text += detokenizer.finish()
             if detokenizer.stopped is not None:
+                if reason is None:  # the engine reads no text
+                    engine.abort(request.request_id, "stop")
                 reason = "stop"
             num_characters += len(text)
             if detokenizer.stopped is not None:

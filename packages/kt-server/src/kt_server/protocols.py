@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from kt_runtime.core import EngineStats, Request, TokenEvent
+from kt_runtime.core import EngineStats, FinishReason, Request, TokenEvent
 
 
 class EngineClient(Protocol):
@@ -28,6 +28,10 @@ class EngineClient(Protocol):
 
     def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """Events of one request; closing the generator early aborts it and frees its pages."""
+        ...
+
+    def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
+        """End a request that is being generated, and count it as ended for that reason."""
         ...
 
     def stats(self) -> EngineStats:

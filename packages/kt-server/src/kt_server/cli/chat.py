@@ -73,7 +73,7 @@ class Conversation:
         request = Request(f"chat-{next(self._ids)}", tuple(prompt), self._sampling)
         detokenizer = Detokenizer(self._tokenizer, self._sampling.stop)
         answer: list[str] = []
-        async with aclosing(text_deltas(self._engine.generate(request), detokenizer)) as deltas:
+        async with aclosing(text_deltas(self._engine, request, detokenizer)) as deltas:
             async for delta in deltas:
                 answer.append(delta.text)
                 yield delta

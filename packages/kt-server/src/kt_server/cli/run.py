@@ -63,9 +63,9 @@ def run(
 
 async def _print_continuation(loaded: LoadedModel, text: str, sampling: SamplingParams) -> None:
     ids = loaded.tokenizer.encode(text, add_special_tokens=True)
-    events = loaded.engine.generate(Request("run", tuple(ids), sampling))
+    request = Request("run", tuple(ids), sampling)
     detokenizer = Detokenizer(loaded.tokenizer, sampling.stop)
-    async with aclosing(text_deltas(events, detokenizer)) as deltas:
+    async with aclosing(text_deltas(loaded.engine, request, detokenizer)) as deltas:
         async for delta in deltas:
             print(delta.text, end="", flush=True)
     print()

@@ -68,7 +68,7 @@ async def create_chat_completion(http_request: web.Request) -> web.StreamRespons
         request.skip_special_tokens is not False,
         min_tokens=sampling.min_tokens,
     )
-    deltas = text_deltas(served.metrics.timed(served.engine.generate(job)), detokenizer)
+    deltas = text_deltas(served.engine, job, detokenizer, served.metrics.timed)
     if request.stream:
         include_usage = bool(request.stream_options and request.stream_options.include_usage)
         events = _chunks(served, completion_id, deltas, include_usage)

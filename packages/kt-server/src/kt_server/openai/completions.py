@@ -69,7 +69,7 @@ async def create_completion(http_request: web.Request) -> web.StreamResponse:
             continues_text=True,
             min_tokens=sampling.min_tokens,
         )
-        return text_deltas(served.metrics.timed(served.engine.generate(job)), detokenizer)
+        return text_deltas(served.engine, job, detokenizer, served.metrics.timed)
 
     answers = interleave([deltas(job) for job in jobs])
     if request.stream:
