@@ -34,7 +34,8 @@ def logits_of(probabilities) -> np.ndarray:
 def candidates(logits: np.ndarray, sampling: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
     """What the sampler may draw, with all ids written out."""
     ids, weights = sampler.candidates(logits, logits.max(), sampling)
-    return (np.arange(len(logits)) if ids is None else ids), weights
+    ids = np.arange(len(logits)) if ids is None else ids
+    return ids[weights > 0], weights[weights > 0]
 
 
 def kept_by_definition(logits: np.ndarray, sampling: SamplingParams) -> set[int]:
@@ -96,6 +97,12 @@ def test_ties_at_the_edge_go_to_the_lower_ids():
     logits = np.zeros(10, np.float32)
     assert candidates(logits, SamplingParams(top_k=3))[0].tolist() == [0, 1, 2]
     assert candidates(logits, SamplingParams(top_p=0.3))[0].tolist() == [0, 1, 2]
+    many = np.full(3000, -1, np.float32)
+    many[::3] = 0
+    kept = candidates(many, SamplingParams(top_p=0.8))[0].tolist()
+    lower = [i for i in range(3000) if i % 3]
+    assert kept == sorted([*range(0, 3000, 3), *lower[: len(kept) - 1000]])
+    assert len(kept) == 1000 + int(0.8 * 2000 - 0.2 * 1000 * np.e) + 1
 
 
 @given(
