@@ -92,7 +92,7 @@ async def text_deltas(
 ) -> AsyncGenerator[TextDelta, None]:
     """Runs a request: its text as it comes; tokens that complete no text yield nothing.
 
-    A stop string ends the request in the engine, and so does closing this: as "stop", and as "abort".
+    A stop string ends the request in the engine, as "stop"; closing this does, as "abort".
 
     Args:
         engine, request: who computes what.
