@@ -125,3 +125,14 @@ def test_dropping_a_chain_that_is_not_cached_in_full_drops_nothing(tier):
     assert tier.drop(root, make([1, 2])) == 1
     assert tier.drop(root, None) == 1
     assert tier.drop(root, None) == 0
+
+
+def test_a_page_that_is_wanted_again_after_its_eviction_is_counted():
+    now = [0.0]
+    tier = RamTier(4, LruPolicy(), lambda: now[0])
+    for tokens in ([1, 2], [3, 4, 5, 6], [1], [7]):
+        now[0] += 10
+        tier.release(publish(tier, tokens)[0])
+    stats = tier.stats()
+    assert (stats.counters.evicted_pages, stats.counters.reasked_pages) == (4, 1)
+    assert stats.reask_gap_s == 10

@@ -189,12 +189,13 @@ class PageIndex:
         )
         self._streams.append(stream)
 
-    def evict(self) -> None:
+    def evict(self) -> CachedPage:
         """Frees the slot of the policy's victim; O(log n). The caller checked `num_evictable`."""
         page = self.policy.pop()
         self._unlink(page)
         self.num_evictable -= 1
         self._free_slot(page.page_id)
+        return page
 
     def drop(self, top: CachedPage) -> int:
         """Takes `top` and all below it out of the index; O(these pages).

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
-from time import monotonic
+from time import monotonic, perf_counter_ns
 
 from kt_kvcache.chain import Chain
 from kt_kvcache.errors import OutOfPages, StaleHandle
@@ -18,6 +18,7 @@ from kt_kvcache.index import Links, index_type
 from kt_kvcache.integrity import check_pages
 from kt_kvcache.keep import KeepingPolicy
 from kt_kvcache.page import CachedPage, PageState
+from kt_kvcache.recent import Evicted
 from kt_kvcache.slots import Slots
 from kt_kvcache.stats import Counters, Stats
 
@@ -63,6 +64,7 @@ class RamTier:
         # not released there but at the next call that counts pages. deque.append is atomic.
         self._leaked: deque[Holding] = deque()
         self._counters = Counters()
+        self._evicted = Evicted()
         self._closed = False
 
     @property
@@ -93,6 +95,7 @@ class RamTier:
         """
         page_tokens = chain.page_tokens
         num_pages = min(chain.num_pages, max_tokens // page_tokens)
+        start = perf_counter_ns()
         with self._lock:
             self._require_open("acquire")
             last, page_ids = self._index.match(root, chain, num_pages)
@@ -106,8 +109,12 @@ class RamTier:
             self._index.pin(last)
             holding = Holding([last], None, self._clock())
             self._holdings.add(holding)
-            self._counters.hit_pages += num_matched
-            self._counters.missed_pages += num_pages - num_matched
+            counters = self._counters
+            counters.hit_pages += num_matched
+            counters.hit_tokens += num_matched * page_tokens
+            counters.missed_pages += num_pages - num_matched
+            counters.acquires += 1
+            counters.acquire_ns += perf_counter_ns() - start
             return holding, page_ids, tail
 
     def release_tail(self, holding: Holding, tail: CachedPage) -> None:
@@ -129,9 +136,7 @@ class RamTier:
             num_free, num_evictable = self._slots.num_free, self._index.num_evictable
             if num_free + num_evictable < n:
                 raise OutOfPages(n, num_free, num_evictable, self._slots.num_pages)
-            for _ in range(n - num_free):
-                self._index.evict()
-                self._counters.evicted_pages += 1
+            self._evict(n - num_free)
             page_ids = self._slots.take(n)
             holding = Holding([], set(page_ids), self._clock())
             self._holdings.add(holding)
@@ -144,6 +149,7 @@ class RamTier:
         states = []
         with self._lock:
             self._require_open("commit")
+            now = self._clock()
             private = holding.private
             if private is None or holding not in self._holdings:
                 raise StaleHandle("[kvstore.commit] the writer must be open; got a released one")
@@ -153,6 +159,7 @@ class RamTier:
                     self._keep(holding, page)
                 if state is PageState.PUBLISHED:
                     private.remove(page_id)
+                    self._counters.reasked_pages += self._evicted.returned(chain.page_hash(i), now)
                 states.append(state)
             self._counters.published_pages += states.count(PageState.PUBLISHED)
             self._counters.present_pages += states.count(PageState.PRESENT)
@@ -189,9 +196,7 @@ class RamTier:
             self._require_open("load")
             self._recover_leaked()
             n = min(n, self._slots.num_free + self._index.num_evictable)
-            for _ in range(n - self._slots.num_free):
-                self._index.evict()
-                self._counters.evicted_pages += 1
+            self._evict(n - self._slots.num_free)
             page_ids = self._slots.take(n)
             assert transfer.private is not None  # a transfer's never is
             transfer.private.update(page_ids)
@@ -294,6 +299,7 @@ class RamTier:
                 open_writers=len(handles) - len(leases),
                 oldest_lease_s=now - min(leases, default=now),
                 mismatched_pages=index.num_mismatched,
+                reask_gap_s=self._evicted.gap_s,
                 counters=replace(self._counters),
             )
 
@@ -315,6 +321,13 @@ class RamTier:
     def _require_open(self, op: str) -> None:
         if self._closed:
             raise StaleHandle(f"[kvstore.{op}] the store must be open; got a closed one")
+
+    def _evict(self, n: int) -> None:
+        """Evicts `n` pages if that is more than 0; the caller knows that there are so many."""
+        now = self._clock()
+        for _ in range(n):
+            self._evicted.add(self._index.evict().hash, now)
+            self._counters.evicted_pages += 1
 
     def _keep(self, holding: Holding, page: CachedPage) -> None:
         """Records a new pin; it covers the last one if that is the page's parent."""

@@ -462,3 +462,37 @@ def wait_until(holds, timeout=30):
     while not holds():
         assert time.monotonic() < give_up
         time.sleep(0.005)
+
+
+def test_what_the_disk_does_is_measured(open_store):
+    store = open_store(num_pages=8, disk_pages=16)
+    space = space_of(store)
+    for i in (1, 2, 3, 1):
+        fill(space, [i] * 32)
+        store.flush().result(30)
+    disk = store.stats().disk
+    assert disk.counters.evicted_pages >= disk.counters.reasked_pages > 0
+    assert disk.reask_gap_s > 0
+    assert 0 < disk.write_p50_s <= disk.write_p99_s
+    assert (disk.read_p99_s, disk.reading_bytes, disk.writing_bytes) == (0, 0, 0)
+    assert (disk.bad_slots, disk.mismatched_pages, disk.counters.degraded_ms) == (0, 0, 0)
+    fill(space, [4] * 32)
+    store.flush().result(30)  # what is being written cannot be evicted
+    with space.acquire(space.chain([1] * 32)) as lease:
+        assert lease.load().result(30).ok_tokens == 32
+    disk, memory = store.stats().disk, store.stats().counters
+    assert (disk.counters.hit_pages, disk.counters.hit_tokens) == (8, 32)
+    assert 0 < disk.read_p50_s <= disk.read_p99_s
+    assert (memory.acquires, memory.hit_tokens, memory.missed_pages) == (6, 0, 48)
+    assert memory.acquire_ns > 0
+
+
+def test_bytes_in_flight_are_seen(slow_store):
+    store, go = slow_store
+    space = space_of(store)
+    with space.acquire(space.chain(TOKENS)) as lease:
+        load = lease.load()
+        assert store.stats().disk.reading_bytes == 20 * SLOT_BYTES
+        go.set()
+        load.result(30)
+    assert store.stats().disk.reading_bytes == 0

@@ -79,6 +79,9 @@ def test_a_failing_drive_is_left_alone_longer_each_time(store, files):
         assert store.stats().disk.degraded
         waits.append(store._disk._worker._retry_at - time.monotonic())
     assert [round(wait) for wait in waits] == [1, 2, 4, 8, 16, 32, 60, 60]
+    degraded_ms = store.stats().disk.counters.degraded_ms
+    time.sleep(0.02)
+    assert 20 <= store.stats().disk.counters.degraded_ms - degraded_ms < 60_000
     before = store.stats().disk.counters.dropped_writes
     fill(space, [5] * 8)  # not even tried
     assert store.stats().disk.counters.dropped_writes == before + 2
@@ -284,6 +287,7 @@ def test_flipped_bits_anywhere_are_misses(files):
     store.close()
     rng = random.Random(7)
     whole = {name: bytes(inode.content) for name, inode in files.disk.names.items()}
+    bad_records = 0
     for _ in range(120):
         name = rng.choice(names(files, ".kvd") + 2 * names(files, ".kvs"))
         content = files.disk.names[name].content
@@ -292,6 +296,7 @@ def test_flipped_bits_anywhere_are_misses(files):
         store = sim_store(SimFiles(files.disk))
         space = space_of(store)
         assert loaded(space, space.chain(A)) <= 40  # and what there is, is right
+        bad_records += store.stats().disk.counters.bad_records
         store.close()
         for name, raw in whole.items():
             if name in files.disk.names:
@@ -300,6 +305,7 @@ def test_flipped_bits_anywhere_are_misses(files):
                 fd = files.open(name, create=True)
                 files.pwrite(fd, raw, 0)
                 files.close(fd)
+    assert bad_records > 0
 
 
 @pytest.mark.parametrize("suffix", [".kvd", ".kvs"])

@@ -10,7 +10,9 @@ class DiskCounters:
     one writer or is only ever added to under the interpreter's own.
 
     Attributes:
-        hit_pages: pages that ``acquire`` found on disk and not in memory.
+        hit_pages, hit_tokens: full pages that ``acquire`` found on disk and not in memory, and
+            their tokens.
+        tail_tokens: tokens that it found there in part of a page.
         loaded_pages, loaded_bytes: read and verified.
         shared_pages: that a load found in memory in the end: another one had brought them.
         written_pages, written_bytes: on disk with their records.
@@ -18,15 +20,20 @@ class DiskCounters:
             the drive failed.
         oversized_pages: pages not written because their extras do not fit into a record.
         evicted_pages: pages that gave way to others.
+        reasked_pages: pages written that had been evicted not long ago.
         dropped_pages: pages that ``drop`` took out.
+        bad_records: records read that are not whole, of this version and of their slot.
         checksum_misses: pages read whose bytes were not those written (served as misses).
         read_errors: pages that the system could not read (served as misses).
         io_errors: failed calls besides reading pages.
         no_space: writes that found the file system full.
         missed_deadlines: loads that ended at their deadline.
+        degraded_ms: for how long writing was given up after failures.
     """
 
     hit_pages: int = 0
+    hit_tokens: int = 0
+    tail_tokens: int = 0
     loaded_pages: int = 0
     loaded_bytes: int = 0
     shared_pages: int = 0
@@ -35,12 +42,15 @@ class DiskCounters:
     dropped_writes: int = 0
     oversized_pages: int = 0
     evicted_pages: int = 0
+    reasked_pages: int = 0
     dropped_pages: int = 0
+    bad_records: int = 0
     checksum_misses: int = 0
     read_errors: int = 0
     io_errors: int = 0
     no_space: int = 0
     missed_deadlines: int = 0
+    degraded_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +61,18 @@ class DiskStats:
         num_pages: pages known, other processes' among them.
         evictable_pages: our own that nobody holds.
         free_slots: slots of our segments that hold nothing.
+        bad_slots: slots at which the drive failed: not used again.
         num_segments: segments known.
         owned_segments: those that this store writes.
         allocated_bytes: what the segments known take.
         budget_bytes: what all segments together may take.
+        mismatched_pages: pages found by hash whose tokens or parent differed (served as misses).
+        reading_bytes, writing_bytes: on their way now.
+        read_p50_s, read_p99_s: seconds from asking for a batch of pages (8 MiB at most) to having
+            it verified, of the last 1,024 batches.
+        write_p50_s, write_p99_s: seconds from sending a batch of pages to having its records
+            written.
+        reask_gap_s: seconds for which the pages of ``reasked_pages`` were away, the median.
         degraded: whether writing has failed and waits for its next try.
         read_only: whether the root cannot be written at all.
         io: what moves the bytes, "threads" or "uring".
@@ -64,10 +82,19 @@ class DiskStats:
     num_pages: int
     evictable_pages: int
     free_slots: int
+    bad_slots: int
     num_segments: int
     owned_segments: int
     allocated_bytes: int
     budget_bytes: int
+    mismatched_pages: int
+    reading_bytes: int
+    writing_bytes: int
+    read_p50_s: float
+    read_p99_s: float
+    write_p50_s: float
+    write_p99_s: float
+    reask_gap_s: float
     degraded: bool
     read_only: bool
     io: str

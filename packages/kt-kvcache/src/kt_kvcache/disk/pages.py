@@ -6,6 +6,7 @@ others carry a pin as long as they are known, so that only their owner evicts th
 """
 
 import heapq
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.index import index_type
 from kt_kvcache.integrity import check_tree
 from kt_kvcache.page import CachedPage, PageState
+from kt_kvcache.recent import Evicted
 
 _SLOT_BITS = 32
 _SLOT_MASK = (1 << _SLOT_BITS) - 1
@@ -64,6 +66,19 @@ class Extents:
     segments: tuple[Segment, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """What ``DiskPages.counts`` says; what it means stands at ``DiskStats``."""
+
+    known: int
+    evictable: int
+    free: int
+    bad: int
+    mismatched: int
+    reasked: int
+    reask_gap_s: float
+
+
 class DiskPages:
     """The index of a disk tier; thread-safe. `place`s are freed and taken by one thread only."""
 
@@ -77,6 +92,8 @@ class DiskPages:
         self._vacated: list[int] = []  # left by their page; their records still name it
         self._bad: set[int] = set()  # the drive failed there: not used again
         self._unready: set[CachedPage] = set()  # being written
+        self._evicted = Evicted()
+        self._num_reasked = 0
 
     # What leases and loads ask
 
@@ -253,8 +270,9 @@ class DiskPages:
             if kept is not None:
                 self._index.pin(kept)
             num = min(n, self._index.num_evictable)
+            now = time.monotonic()
             for _ in range(num):
-                self._index.evict()
+                self._evicted.add(self._index.evict().hash, now)
             if kept is not None:
                 self._index.unpin(kept)
             return num
@@ -278,6 +296,7 @@ class DiskPages:
                     self._index.unpin(page)
                     return []
                 heapq.heappop(self._free)
+                self._num_reasked += self._evicted.returned(page.hash, time.monotonic())
                 segment, slot = self.locate(page.page_id)
                 segment.pages[slot] = page
                 segment.gens[slot] = segment.next_gen
@@ -374,12 +393,19 @@ class DiskPages:
                 return []
             return [page.page_id for page in self._remove(top) if page.parent is not None]
 
-    def counts(self) -> tuple[int, int, int]:
-        """Pages known, of these ours and unpinned, and free slots."""
+    def counts(self) -> PageCounts:
+        """Counts what there is; O(pages)."""
         with self._lock:
             num_roots = sum(page.parent is None for page in self._index.by_hash.values())
-            num_pages = len(self._index.by_hash) - num_roots
-            return num_pages, self._index.num_evictable, len(self._free) + len(self._vacated)
+            return PageCounts(
+                known=len(self._index.by_hash) - num_roots,
+                evictable=self._index.num_evictable,
+                free=len(self._free) + len(self._vacated),
+                bad=len(self._bad),
+                mismatched=self._index.num_mismatched,
+                reasked=self._num_reasked,
+                reask_gap_s=self._evicted.gap_s,
+            )
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless tree, segments and free places fit each other; O(pages)."""

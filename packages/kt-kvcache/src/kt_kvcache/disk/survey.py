@@ -8,6 +8,7 @@ record is right by itself or it is not there, and payloads are verified when the
 import time
 from contextlib import suppress
 
+from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import Record, SlotShape
 from kt_kvcache.disk.pages import Changes, DiskPages
 from kt_kvcache.disk.root import Root
@@ -17,8 +18,11 @@ from kt_kvcache.disk.segment import Segment
 class Survey:
     """Keeps the index in step with a root's files; used by one thread at a time."""
 
-    def __init__(self, root: Root, pages: DiskPages, shape: SlotShape) -> None:
+    def __init__(
+        self, root: Root, pages: DiskPages, shape: SlotShape, counters: DiskCounters
+    ) -> None:
         """Reads nothing yet."""
+        self._counters = counters
         self._root = root
         self._pages = pages
         self._shape = shape
@@ -151,9 +155,12 @@ class Survey:
         unread = False
         for segment in segments:
             try:
-                changes.append((segment, list(segment.changes(time.time_ns()))))
+                records = list(segment.changes(time.time_ns()))
             except OSError:
                 unread = True
+                continue
+            changes.append((segment, records))
+            self._counters.bad_records += sum(record is None for _, record in records)
         return changes, unread
 
     def _free(self, segment: Segment, slots: "list[int] | set[int]") -> bool:

@@ -5,6 +5,7 @@ I/O but ``open`` and ``close``.
 
 import errno
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.page import CachedPage
 from kt_kvcache.page_mover import CHECKSUM, SHORT, PageMover, Statuses, payload_bytes
 from kt_kvcache.ram_tier import RamTier
+from kt_kvcache.recent import Durations
 
 if TYPE_CHECKING:
     from kt_kvcache.load import Load
@@ -81,9 +83,11 @@ class DiskTier:
         self._pages = DiskPages(policy)
         self._leaked: deque[DiskHolding] = deque()
         self.claims: Claims[Load] = Claims()
+        self._reading: dict[Future[Statuses], int] = {}  # bytes
+        self._read_times = Durations()
         self._pid = os.getpid()
         self._closed = False
-        survey = Survey(self._root, self._pages, self._shape)
+        survey = Survey(self._root, self._pages, self._shape, self._counters)
         survey.recover()
         self._worker = Worker(
             self._root,
@@ -123,6 +127,8 @@ class DiskTier:
         found = self._pages.find(ns_key, chain, first_page, max_tokens, tail_above)
         if found is not None:
             self._counters.hit_pages += found.num_full_pages
+            self._counters.hit_tokens += found.num_full_pages * chain.page_tokens
+            self._counters.tail_tokens += found.tail_tokens
         return found
 
     def count(self, ns_key: bytes, chain: Chain) -> int:
@@ -145,9 +151,13 @@ class DiskTier:
         at = self._pages.extents(pages)
         view = self._arena.view(tuple(page_ids), writable=True)
         extent_bytes = self._shape.extent_bytes
+        num_bytes, start = len(pages) * self._shape.slot_bytes, time.monotonic()
         future = self._mover.read(view, at.fds, at.offsets, at.seeds, at.sums, extent_bytes)
+        self._reading[future] = num_bytes
 
         def account(done: "Future[Statuses]") -> None:
+            self._read_times.add(time.monotonic() - start)
+            del self._reading[done]
             statuses = done.result()
             bad = [(page, status) for page, status in zip(pages, statuses, strict=True) if status]
             num_good = len(at.segments) - len(bad)  # `at` keeps the files open until here
@@ -194,20 +204,31 @@ class DiskTier:
 
     def stats(self) -> DiskStats:
         """Returns a snapshot; O(pages)."""
-        num_pages, evictable, free = self._pages.counts()
+        pages, worker = self._pages.counts(), self._worker
         segments = self._pages.segments()
         return DiskStats(
-            num_pages=num_pages,
-            evictable_pages=evictable,
-            free_slots=free,
+            num_pages=pages.known,
+            evictable_pages=pages.evictable,
+            free_slots=pages.free,
+            bad_slots=pages.bad,
             num_segments=len(segments),
             owned_segments=sum(segment.owned for segment in segments),
             allocated_bytes=sum(segment.num_bytes for segment in segments),
             budget_bytes=self._disk_bytes,
-            degraded=self._worker.degraded,
+            mismatched_pages=pages.mismatched,
+            reading_bytes=sum(self._reading.copy().values()),
+            writing_bytes=worker.inflight_bytes,
+            read_p50_s=self._read_times.quantile(0.5),
+            read_p99_s=self._read_times.quantile(0.99),
+            write_p50_s=worker.write_times.quantile(0.5),
+            write_p99_s=worker.write_times.quantile(0.99),
+            reask_gap_s=pages.reask_gap_s,
+            degraded=worker.degraded,
             read_only=self._files.read_only,
             io=self._mover.io,
-            counters=replace(self._counters),
+            counters=replace(
+                self._counters, reasked_pages=pages.reasked, degraded_ms=worker.degraded_ms
+            ),
         )
 
     def check_integrity(self) -> None:

@@ -24,6 +24,7 @@ from kt_kvcache.disk.survey import Survey
 from kt_kvcache.page import CachedPage
 from kt_kvcache.page_mover import PageMover, Statuses, Sums
 from kt_kvcache.ram_tier import RamTier, Transfer
+from kt_kvcache.recent import Durations
 
 # How soon a page of another process is found, and a dead one's slots are used: directories are
 # asked for their mtime this often.
@@ -64,11 +65,17 @@ class _Flight:
     names: list[PageName]
     future: "Future[tuple[Statuses, Sums]]"
     num_bytes: int
+    since: float  # seconds of time.monotonic
     held: Transfer | None = None  # released when this has landed
 
 
 class Worker:
-    """Runs until ``close``; all calls but ``close`` return at once, from any thread."""
+    """Runs until ``close``; all calls but ``close`` return at once, from any thread.
+
+    Attributes:
+        inflight_bytes: bytes being written now.
+        write_times: of batches, from being sent to having their records written.
+    """
 
     def __init__(
         self,
@@ -94,8 +101,10 @@ class Worker:
         self._queue: deque[Offer | _Call] = deque()
         self._closing = False
         self._flights: deque[_Flight] = deque()
-        self._inflight_bytes = 0
+        self.inflight_bytes = 0
+        self.write_times = Durations()
         self._num_lost = 0
+        self._degraded_s = 0.0
         self._retry_s = _FIRST_RETRY_S
         self._retry_at = 0.0
         self._next_refresh = time.monotonic() + _REFRESH_S
@@ -109,6 +118,11 @@ class Worker:
     def degraded(self) -> bool:
         """Whether writing has failed and is not tried before a while."""
         return time.monotonic() < self._retry_at
+
+    @property
+    def degraded_ms(self) -> int:
+        """For how long that was so, in all."""
+        return int(1000 * (self._degraded_s - max(0.0, self._retry_at - time.monotonic())))
 
     def offer(self, offer: Offer) -> None:
         """Queues pages to be written, or counts them as dropped."""
@@ -248,7 +262,7 @@ class Worker:
             if not planned:
                 break
             num_bytes = len(planned) * slot_bytes
-            while self._flights and self._inflight_bytes + num_bytes > self._limit:
+            while self._flights and self.inflight_bytes + num_bytes > self._limit:
                 self._land()
             ids = tuple(page.page_id for page in missing[sent : sent + len(planned)])
             at = self._pages.extents(planned)
@@ -259,8 +273,10 @@ class Worker:
                 at.seeds,
                 self._shape.extent_bytes,
             )
-            self._flights.append(_Flight(planned, batch[: len(planned)], future, num_bytes))
-            self._inflight_bytes += num_bytes
+            self._flights.append(
+                _Flight(planned, batch[: len(planned)], future, num_bytes, time.monotonic())
+            )
+            self.inflight_bytes += num_bytes
             sent += len(planned)
         if sent < len(missing):
             self._num_lost += 1
@@ -337,7 +353,8 @@ class Worker:
         self._counters.written_pages += num_good
         self._counters.written_bytes += num_good * self._shape.slot_bytes
         self._counters.dropped_writes += len(planned) - num_good
-        self._inflight_bytes -= flight.num_bytes
+        self.inflight_bytes -= flight.num_bytes
+        self.write_times.add(time.monotonic() - flight.since)
         if flight.held is not None:
             self._ram.release(flight.held)
 
@@ -403,7 +420,9 @@ class Worker:
     def _failed(self, error: OSError) -> None:
         """Leaves the drive alone for a while; reading goes on."""
         self._count(error)
-        self._retry_at = time.monotonic() + self._retry_s
+        now = time.monotonic()
+        self._degraded_s += now + self._retry_s - max(now, self._retry_at)
+        self._retry_at = now + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
 
     def _count(self, error: OSError) -> None:
