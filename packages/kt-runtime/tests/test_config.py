@@ -17,6 +17,8 @@ from kt_runtime import EngineConfig, SamplingParams
         ({"max_model_len": 0}, "max_model_len must be a whole number"),
         ({"page_size": 1.5}, "page_size must be a whole number of at least 1; got 1.5"),
         ({"num_threads": True}, "num_threads must be a whole number"),
+        ({"kv_tenant_share": 0.0}, "kv_tenant_share must be greater than 0, at most 1"),
+        ({"kv_tenant_share": 1.1}, "kv_tenant_share must be greater than 0, at most 1"),
         ({"kv_cpu_memory_gb": 0.0}, "kv_cpu_memory_gb must be positive"),
         ({"max_batch_tokens": 4}, "max_batch_tokens must be at least max_num_seqs"),
     ],

@@ -121,6 +121,17 @@ def test_a_tenant_finds_its_own(root: Path) -> None:
     assert cached(root, tenant="a") == FOUND
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.5, FOUND), (1.0, 0)])
+def test_a_tenant_keeps_its_share_of_the_pages(share: float, expected: int) -> None:
+    with fake_engine(num_pages=32, kv_tenant_share=share) as engine:
+        run(engine, greedy_request("a", PROMPT, 8, tenant="a"))
+        for i in range(8):
+            other = tuple((7 * i + j) % 60 for j in range(40))
+            run(engine, greedy_request(f"b{i}", other, 8, tenant="b"))
+        events = run(engine, greedy_request("again", PROMPT, 8, tenant="a"))
+    assert events[-1].num_cached_tokens == expected
+
+
 def test_damaged_pages_are_computed_again(root: Path) -> None:
     cached(root)
     for file in root.rglob("*.kvs"):

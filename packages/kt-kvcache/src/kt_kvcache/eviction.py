@@ -5,7 +5,7 @@ from collections import OrderedDict
 from math import log2
 from typing import Protocol
 
-from kt_kvcache.page import CachedPage
+from kt_kvcache.page import CachedPage, Namespace
 from kt_kvcache.page_heap import PageHeap
 
 # Of the age at which pages are evicted, for each doubling of a page's branches. Chosen by
@@ -20,6 +20,10 @@ _MAX_REMEMBERED = 1 << 14
 
 class EvictionPolicy(Protocol):
     """Holds exactly the pages that may be evicted now: cached, unpinned, without children."""
+
+    def ask(self, namespace: Namespace, num_pages: int) -> None:
+        """What is chosen from now on is for this namespace, which wants so many more pages."""
+        return  # the same to most policies
 
     def admit(self, page: CachedPage) -> None:
         """The page entered the index, with pins."""
@@ -38,7 +42,7 @@ class EvictionPolicy(Protocol):
     def __len__(self) -> int: ...
 
 
-class LruPolicy:
+class LruPolicy(EvictionPolicy):
     """Least recently released first; add and pop O(log n), remove O(1) amortised."""
 
     def __init__(self) -> None:
@@ -67,7 +71,7 @@ class LruPolicy:
         return len(self._pages)
 
 
-class BranchPolicy:
+class BranchPolicy(EvictionPolicy):
     """LRU, but a page from which many sequences went their own way is given more time.
 
     Such a page ends a system prompt or a document. Once those who used it last are evicted below

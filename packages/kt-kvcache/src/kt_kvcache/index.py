@@ -133,6 +133,7 @@ class PageIndex:
         page = self.by_hash[page_hash] = CachedPage(page_hash, parent, body, page_id)
         insort(parent.children, page, key=_body)
         parent.num_branches += 1
+        page.namespace.num_pages += 1
         self.policy.admit(page)
         if self._streams:
             self._push(Stored(page_hash, parent.hash, self.tier))
@@ -231,6 +232,7 @@ class PageIndex:
         """Removes a page without children; its parent may become the next evictable leaf."""
         del self.by_hash[page.hash]
         page.attached = False
+        page.namespace.num_pages -= 1
         parent = page.parent
         assert parent is not None  # roots leave through drop
         if self._streams:

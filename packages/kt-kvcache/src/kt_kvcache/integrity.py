@@ -42,6 +42,7 @@ def check_tree(index: PageIndex) -> None:
 
 def _check_links(index: PageIndex, attached: list[CachedPage]) -> None:
     num_children = Counter(page.parent for page in attached)
+    num_pages = Counter(page.namespace for page in attached if page.parent is not None)
     for page_hash, page in index.by_hash.items():
         _require(page.attached and page.hash == page_hash, "indexed under its own hash", page)
         _require(len(page.children) == num_children[page], "knows its children", page)
@@ -49,6 +50,8 @@ def _check_links(index: PageIndex, attached: list[CachedPage]) -> None:
         bodies = [child.body for child in page.children if child.parent is page]
         in_order = len(bodies) == len(page.children) and bodies == sorted(set(bodies))
         _require(in_order, "has its own children, in the order of their bodies", page)
+        counted = page.namespace.num_pages == num_pages[page.namespace]
+        _require(counted, "is in a namespace that has counted its pages", page)
         if page.parent is not None:
             parent = page.parent
             _require(index.by_hash.get(parent.hash) is parent, "has its parent cached", page)

@@ -6,11 +6,11 @@ another policy's choice.
 from collections.abc import Callable
 
 from kt_kvcache.eviction import EvictionPolicy
-from kt_kvcache.page import CachedPage
+from kt_kvcache.page import CachedPage, Namespace
 from kt_kvcache.page_heap import PageHeap
 
 
-class KeepingPolicy:
+class KeepingPolicy(EvictionPolicy):
     """Kept pages go only when no others are left, first the one whose time ends first.
 
     A page is kept while its ``kept_until`` lies ahead. Costs are those of the policy inside, plus
@@ -22,6 +22,10 @@ class KeepingPolicy:
         self._inner = inner
         self._clock = clock
         self._kept = PageHeap()
+
+    def ask(self, namespace: Namespace, num_pages: int) -> None:
+        """What is chosen from now on is for this namespace, which wants so many more pages."""
+        self._inner.ask(namespace, num_pages)
 
     def admit(self, page: CachedPage) -> None:
         """The page entered the index, with pins."""

@@ -114,7 +114,9 @@ class Load(Completion[LoadResult]):
             self._num_ok = self._ram.pin_some(self._holding, _Links(self._pages), len(self._pages))
             self._disk.shared(self._num_ok)
             try:
-                slots = self._ram.reserve_some(self._holding, len(self._pages) - self._num_ok)
+                slots = self._ram.reserve_some(
+                    self._holding, len(self._pages) - self._num_ok, self._root
+                )
             except StaleHandle:  # the store was closed
                 slots, self._stopped = [], "dropped"
             self._page_ids = [*[-1] * self._num_ok, *slots]

@@ -17,12 +17,27 @@ class PageState(Enum):
     """Its parent is not cached (evicted or dropped): stays private until release."""
 
 
+class Namespace:
+    """What all pages of a namespace have in common; equal only to itself.
+
+    Attributes:
+        num_pages: its pages in the index, the root not counted.
+    """
+
+    __slots__ = ("num_pages",)
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self.num_pages = 0
+
+
 class CachedPage:
     """A node of the trie of cached pages; equal only to itself.
 
     Attributes:
         hash: chain hash, h_i.
         parent: page before it; None only for the root of a namespace, which holds no tokens.
+        namespace: that namespace.
         body: hashed body (token ids and extras), compared on every match.
         page_id: its slot; -1 for a root.
         children: children in the index, in the order of their bodies: what agrees longest with
@@ -43,6 +58,7 @@ class CachedPage:
         "hash",
         "kept_until",
         "last_used",
+        "namespace",
         "num_branches",
         "page_id",
         "parent",
@@ -55,6 +71,7 @@ class CachedPage:
         """Makes an attached page with one pin and no children."""
         self.hash = page_hash
         self.parent = parent
+        self.namespace: Namespace = Namespace() if parent is None else parent.namespace
         self.body = body
         self.page_id = page_id
         self.children: list[CachedPage] = []

@@ -128,15 +128,20 @@ class RamTier:
             self._index.unpin(tail)
             holding.pins[holding.pins.index(tail)] = above
 
-    def reserve(self, n: int) -> tuple[Holding, list[int]]:
-        """Takes `n` slots, evicting where needed; O(n + evictions x log pages), all or nothing."""
+    def reserve(self, n: int, asker: CachedPage | None = None) -> tuple[Holding, list[int]]:
+        """Takes `n` slots, evicting where needed; O(n + evictions x log pages), all or nothing.
+
+        Args:
+            n: how many.
+            asker: root of the namespace that wants them; None: of no one.
+        """
         with self._lock:
             self._require_open("reserve")
             self._recover_leaked()
             num_free, num_evictable = self._slots.num_free, self._index.num_evictable
             if num_free + num_evictable < n:
                 raise OutOfPages(n, num_free, num_evictable, self._slots.num_pages)
-            self._evict(n - num_free)
+            self._evict(n - num_free, asker, n)
             page_ids = self._slots.take(n)
             holding = Holding([], set(page_ids), self._clock())
             self._holdings.add(holding)
@@ -190,13 +195,13 @@ class RamTier:
         with self._lock:
             return page_hash in self._index.by_hash
 
-    def reserve_some(self, transfer: Transfer, n: int) -> list[int]:
+    def reserve_some(self, transfer: Transfer, n: int, asker: CachedPage) -> list[int]:
         """Takes up to `n` slots for pages to be loaded, as many as are free or evictable."""
         with self._lock:
             self._require_open("load")
             self._recover_leaked()
             n = min(n, self._slots.num_free + self._index.num_evictable)
-            self._evict(n - self._slots.num_free)
+            self._evict(n - self._slots.num_free, asker, n)
             page_ids = self._slots.take(n)
             assert transfer.private is not None  # a transfer's never is
             transfer.private.update(page_ids)
@@ -322,8 +327,10 @@ class RamTier:
         if self._closed:
             raise StaleHandle(f"[kvstore.{op}] the store must be open; got a closed one")
 
-    def _evict(self, n: int) -> None:
+    def _evict(self, n: int, asker: CachedPage | None, num_wanted: int) -> None:
         """Evicts `n` pages if that is more than 0; the caller knows that there are so many."""
+        if n > 0 and asker is not None:
+            self._index.policy.ask(asker.namespace, num_wanted)
         now = self._clock()
         for _ in range(n):
             self._evicted.add(self._index.evict().hash, now)

@@ -124,7 +124,7 @@ class Space:
         self._require_usable("reserve", chain)
         first_page = require_int("reserve", "first_page", first_page, 0)
         n = require_int("reserve", "n", n, 1)
-        holding, page_ids = self._tier.reserve(n)
+        holding, page_ids = self._tier.reserve(n, self._root)
         return Writer(
             self._tier, self._arena, self._root, holding, page_ids, chain, first_page, self._disk
         )

@@ -15,9 +15,10 @@ from kt_kvcache.disk.files import OsFiles
 from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.errors import require_int
 from kt_kvcache.events import EventStream
-from kt_kvcache.eviction import BranchPolicy
+from kt_kvcache.eviction import BranchPolicy, EvictionPolicy
 from kt_kvcache.identity import Geometry, Identity, ns_key, tenant_tag
 from kt_kvcache.page_mover import IO_CHOICES, open_page_mover
+from kt_kvcache.quota import QuotaPolicy
 from kt_kvcache.ram_tier import RamTier
 from kt_kvcache.space import Space
 from kt_kvcache.stats import Stats
@@ -39,6 +40,9 @@ class StoreConfig:
         io: how: "threads", each in a call of its own, or "uring", by Linux's io_uring. "auto" is
             whichever was measured to be faster of those that the system lets us use.
         durability_s: seconds of pages that a power cut may lose.
+        tenant_share: part of the pages, in memory and on disk, that a space (a model and a tenant)
+            is sure of: while one has more, others lose none to it. 1: the least used pages go,
+            whoever's they are.
     """
 
     num_pages: int
@@ -49,6 +53,7 @@ class StoreConfig:
     inflight_bytes: int = 64 << 20
     io: str = "auto"
     durability_s: float = 5.0
+    tenant_share: float = 1.0
 
     def __post_init__(self) -> None:
         require_int("config", "num_pages", self.num_pages, 1)
@@ -62,6 +67,17 @@ class StoreConfig:
             raise ValueError(
                 f"[kvstore.config] durability_s must be seconds > 0; got {self.durability_s!r}"
             )
+        if not 0 < self.tenant_share <= 1:
+            raise ValueError(
+                "[kvstore.config] tenant_share must be greater than 0, at most 1; got "
+                f"{self.tenant_share!r}"
+            )
+
+    def eviction(self, num_pages: int) -> EvictionPolicy:
+        """Returns how a tier of so many pages chooses which one goes."""
+        if self.tenant_share == 1:
+            return BranchPolicy()
+        return QuotaPolicy(BranchPolicy(), int(self.tenant_share * num_pages))
 
 
 class KVStore:
@@ -109,7 +125,7 @@ class KVStore:
             raise ValueError(
                 f"[kvstore.open] arena must have {config.num_pages} pages; got {arena.num_pages}"
             )
-        tier = RamTier(config.num_pages, BranchPolicy(), clock)
+        tier = RamTier(config.num_pages, config.eviction(config.num_pages), clock)
         if root is None:
             return cls(config, arena, tier)
         if arena is None or not config.disk_bytes:
@@ -124,7 +140,7 @@ class KVStore:
                 open_page_mover(config.inflight_bytes, config.io),
                 tier,
                 arena,
-                BranchPolicy(),
+                config.eviction,
                 page_tokens=config.page_tokens,
                 disk_bytes=config.disk_bytes,
                 min_free_bytes=config.min_free_bytes,

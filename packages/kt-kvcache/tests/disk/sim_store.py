@@ -21,7 +21,7 @@ def sim_store(files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64) -> 
         mover,
         ram,
         arena,
-        LruPolicy(),
+        lambda _: LruPolicy(),
         page_tokens=PAGE_TOKENS,
         disk_bytes=disk_bytes,
         min_free_bytes=0,

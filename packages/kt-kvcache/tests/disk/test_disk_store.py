@@ -496,3 +496,16 @@ def test_bytes_in_flight_are_seen(slow_store):
         go.set()
         load.result(30)
     assert store.stats().disk.reading_bytes == 0
+
+
+def test_shares_hold_on_disk_too(open_store):
+    store = open_store(num_pages=16, disk_pages=24, tenant_share=0.4)
+    alice, bob = space_of(store), space_of(store, "bob")
+    fill(bob, [7] * 32)
+    for i in range(10):
+        fill(alice, [i] * 32)
+        assert store.flush().result(30)
+    assert store.stats().disk.counters.evicted_pages > 40
+    assert bob.probe(bob.chain([7] * 32)).num_pages == 8
+    assert loaded(bob, bob.chain([7] * 32)) == 32
+    store.check_integrity()

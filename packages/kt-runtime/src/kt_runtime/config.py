@@ -34,6 +34,9 @@ class EngineConfig:
         kv_disk_path: a directory that keeps KV pages between starts and for what memory does not
             hold; any number of processes may share it. None keeps them in memory only.
         kv_disk_gb: most that it may take of the disk, in 10^9 bytes, of all processes together.
+        kv_tenant_share: part of the KV pages, in memory and on disk, that each tenant is sure of:
+            while one has more, only he loses pages to others. 1: those unused longest go,
+            whoever's they are.
         page_order_seed: None hands out fresh pages in ascending order; a number shuffles that
             order. For debugging: no result may depend on it.
         max_model_len: longest prompt + output; None takes the model's own limit, or the pool's
@@ -72,6 +75,7 @@ class EngineConfig:
     kv_cpu_memory_gb: float = 1.0
     kv_disk_path: str | None = None
     kv_disk_gb: float = 20.0
+    kv_tenant_share: float = 1.0
     page_order_seed: int | None = None
     max_model_len: int | None = None
     max_batch_tokens: int = 512
@@ -116,6 +120,9 @@ class EngineConfig:
         for name in ("kv_cpu_memory_gb", "kv_disk_gb"):
             value = getattr(self, name)
             check(0 < value < float("inf"), f"{name} must be positive", value)
+        share_ok = 0 < self.kv_tenant_share <= 1
+        rule = "kv_tenant_share must be greater than 0, at most 1"
+        check(share_ok, rule, self.kv_tenant_share)
         check(self.kv_disk_path != "", "kv_disk_path must name a directory", self.kv_disk_path)
         itl_ok = self.max_itl_ms is None or 0 < self.max_itl_ms < float("inf")
         check(itl_ok, "max_itl_ms must be positive", self.max_itl_ms)

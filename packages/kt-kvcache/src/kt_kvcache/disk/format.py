@@ -84,6 +84,11 @@ class SlotShape:
         return -(-(fixed + body) // _SECTOR) * _SECTOR
 
     @property
+    def num_bytes(self) -> int:
+        """What a page takes on disk: slot and record."""
+        return self.slot_bytes + self.record_bytes
+
+    @property
     def max_body_bytes(self) -> int:
         """Longest hashed body (token ids and extras) that a record holds."""
         return self.record_bytes - _RECORD.size - 8 * self.num_extents - _SUM.size

@@ -260,12 +260,14 @@ class DiskPages:
         with self._lock:
             return len(self._free)
 
-    def evict(self, n: int, keep: bytes) -> int:
+    def evict(self, n: int, keep: bytes, ns_key: bytes, num_wanted: int) -> int:
         """Evicts up to `n` pages, but not the one called `keep` or any above it.
 
-        Their slots come back through ``take_vacated``.
+        Their slots come back through ``take_vacated``. They are for a namespace, which is about to
+        have `num_wanted` more pages.
         """
         with self._lock:
+            self._index.policy.ask(self._index.root(ns_key).namespace, num_wanted)
             kept = self._index.by_hash.get(keep)
             if kept is not None:
                 self._index.pin(kept)

@@ -104,7 +104,7 @@ class Root:
         Raises:
             ValueError: the budget does not hold even one.
         """
-        slot = shape.slot_bytes + shape.record_bytes
+        slot = shape.num_bytes
         share = min(self._disk_bytes // _MAX_SHARE, _SEGMENT_BYTES)
         share = max(share, self._disk_bytes // _MIN_SHARE, slot + HEADER_BYTES)
         if share > self._disk_bytes:
@@ -126,7 +126,7 @@ class Root:
         header = SegmentHeader(
             self.store.store_id, secrets.token_bytes(ID_BYTES), shape, self.num_slots(shape)
         )
-        size = HEADER_BYTES + header.num_slots * (shape.slot_bytes + shape.record_bytes)
+        size = HEADER_BYTES + header.num_slots * shape.num_bytes
         with self.locked():
             self._sweep()
             while not self._has_room(size):

@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ class DiskTier:
         mover: PageMover,
         ram: RamTier,
         arena: Arena,
-        policy: EvictionPolicy,
+        eviction: Callable[[int], EvictionPolicy],
         *,
         page_tokens: int,
         disk_bytes: int,
@@ -63,7 +63,7 @@ class DiskTier:
             files: of the root; closed with the tier.
             mover: moves the bytes; closed with the tier.
             ram, arena: the pages in memory.
-            policy: which page gives way to others.
+            eviction: makes the policy of so many pages: which one gives way to others.
             page_tokens: tokens per page.
             disk_bytes, min_free_bytes, inflight_bytes, durability_s: see ``StoreConfig``.
 
@@ -80,7 +80,7 @@ class DiskTier:
         self._root = Root(files, disk_bytes, min_free_bytes)
         self._root.num_slots(self._shape)  # refuses a budget that holds nothing
         self._counters = DiskCounters()
-        self._pages = DiskPages(policy)
+        self._pages = DiskPages(eviction(disk_bytes // self._shape.num_bytes))
         self._leaked: deque[DiskHolding] = deque()
         self.claims: Claims[Load] = Claims()
         self._reading: dict[Future[Statuses], int] = {}  # bytes

@@ -257,7 +257,7 @@ class Worker:
         sent = 0
         while sent < len(names) and not self.degraded:
             batch = names[sent : sent + step]
-            self._make_room(len(batch), batch[0].parent)
+            self._make_room(len(batch), batch[0])
             planned = self._pages.plan(batch)
             if not planned:
                 break
@@ -303,8 +303,9 @@ class Worker:
             )
         return names
 
-    def _make_room(self, n: int, keep: bytes) -> None:
-        """Has `n` slots free where possible: by growing, then by evicting."""
+    def _make_room(self, n: int, first: PageName) -> None:
+        """Has `n` slots free where possible, for `first` and those below it: by growing, then by
+        evicting."""
         if self._pages.num_free() < n:
             self._free_vacated()
         while self._pages.num_free() < n and time.monotonic() >= self._full_until:
@@ -321,7 +322,7 @@ class Worker:
             self._pages.add_free(segment, range(segment.header.num_slots))
         short = n - self._pages.num_free()
         if short > 0:
-            self._counters.evicted_pages += self._pages.evict(short, keep)
+            self._counters.evicted_pages += self._pages.evict(short, first.parent, first.ns_key, n)
             self._free_vacated()
 
     def _land_all(self) -> None:

@@ -4,6 +4,7 @@
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
+from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.page import CachedPage
 from kt_kvcache.page_heap import PageHeap
 from kt_kvcache.simulation.replay import HashedRequest, page_hashes
@@ -12,7 +13,7 @@ from kt_kvcache.simulation.replay import HashedRequest, page_hashes
 _SMALL_SHARE = 0.1
 
 
-class FrequencyPolicy:
+class FrequencyPolicy(EvictionPolicy):
     """Greedy-dual size-frequency: the fewest uses first, plus what the last victim had.
 
     That sum ages: a page that was used often long ago goes in the end. All pages cost and weigh
@@ -57,7 +58,7 @@ class FrequencyPolicy:
         return len(self._pages)
 
 
-class ProbationPolicy:
+class ProbationPolicy(EvictionPolicy):
     """S3-FIFO's idea: pages used once go first while they are many; a ghost list lets them in.
 
     Both queues are in order of use here, since a tree hands over its leaves out of order.

@@ -73,7 +73,7 @@ def replay(
     return num_found
 
 
-class OptimalPolicy:
+class OptimalPolicy(EvictionPolicy):
     """Evicts the leaf that is asked for last (Belady), knowing the trace: what no policy beats.
 
     A page is asked for no later than those below it, so farthest-first among leaves is optimal

@@ -67,6 +67,7 @@ class ModelStore:
             arena.num_pages,
             config.page_size,
             disk_bytes=0 if root is None else int(config.kv_disk_gb * 1e9),
+            tenant_share=config.kv_tenant_share,
         )
         self._store = KVStore.open(root, config=sizes, arena=arena)
         self._final_stats: Stats | None = None

@@ -46,6 +46,13 @@ def serve(
     kv_page_size: Annotated[int, typer.Option(help="Tokens per KV page.")] = 16,
     kv_disk_path: KVDiskPathOption = None,
     kv_disk_gb: KVDiskOption = 20.0,
+    kv_tenant_share: Annotated[
+        float,
+        typer.Option(
+            help="Part of the stored KV that no other tenant can push out (API keys are tenants; "
+            "1: what is unused longest goes)."
+        ),
+    ] = 1.0,
     model_identity: Annotated[
         ModelIdentity,
         typer.Option(help="Tell models apart by samples of their files, or by every byte."),
@@ -85,6 +92,7 @@ def serve(
         page_size=kv_page_size,
         kv_disk_path=kv_disk_path,
         kv_disk_gb=kv_disk_gb,
+        kv_tenant_share=kv_tenant_share,
         model_identity=model_identity,
         max_batch_tokens=max_batch_tokens,
         max_num_seqs=max_num_seqs,
