@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// `Vec` for AVX-512 F + BW + DQ + VL, 16 lanes: as much of the vocabulary as formats and gemm need
-// (the other kernels come from AVX2). Textual, included inside a target's namespace. vec_scalar.h
-// documents each operation; a vector spans two panels `stride` bytes apart.
+// `Vec` for AVX-512 F + BW + DQ + VL, 16 lanes: as much of the vocabulary as formats, gemm and
+// attention need (the other kernels come from AVX2). Textual, included inside a target's namespace.
+// vec_scalar.h documents each operation; a vector spans two panels `stride` bytes apart.
 
 struct Vec {
   using F = __m512;   // 16 floats
@@ -38,12 +38,41 @@ struct Vec {
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 
+  static F load_int8(const int8_t* p) {
+    return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+
+  static void transpose(F (&rows)[kLanes]) {
+    F fours[kLanes];  // four rows of each quarter, turned: as on AVX2
+    for (int i = 0; i < kLanes; i += 4) {
+      const F a = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      const F b = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+      const F c = _mm512_unpacklo_ps(rows[i + 2], rows[i + 3]);
+      const F d = _mm512_unpackhi_ps(rows[i + 2], rows[i + 3]);
+      fours[i] = _mm512_shuffle_ps(a, c, 0x44);
+      fours[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+      fours[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+      fours[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {  // quarters become rows
+      const F a = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+      const F b = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
+      const F c = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+      const F d = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
+      rows[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+      rows[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+      rows[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+      rows[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+  }
+
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F abs(F x) { return _mm512_abs_ps(x); }
   static F neg(F x) {
     const I sign = _mm512_set1_epi32(static_cast<int>(0x80000000));
     return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), sign));
@@ -81,6 +110,8 @@ struct Vec {
   static void store_int8(int8_t* p, F x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
   }
+  static F as_float(I x) { return _mm512_castsi512_ps(x); }
+  static I as_int(F x) { return _mm512_castps_si512(x); }
   static F even_bf16(I x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
   static F odd_bf16(I x) {
     const I high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
