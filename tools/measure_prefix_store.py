@@ -2,12 +2,14 @@
 """What KV pages on disk gain and cost, as clients of a real server see it: time to first token of a
 shared prefix before and after a restart, and what writing does to running answers.
 
-    python tools/measure_prefix_store.py  # both, on smolmoe-exact: some 5 minutes
+    python tools/measure_prefix_store.py  # both, on smolmoe-exact: some 3 minutes
+    python tools/measure_prefix_store.py --only writing  # a minute or so
     python tools/measure_prefix_store.py --only restart --prefix-tokens 4000
 
 The restart: a server gets prompts with prefixes of their own (cold), is stopped, and the next one
-on the same directory gets other questions behind the same prefixes (warm). Writing: two servers,
-one with a directory and one without, take turns at the same load of streams.
+on the same directory gets other questions behind the same prefixes (warm), and short prompts alone:
+what the questions themselves take. Writing: two servers, one with a directory and one without, take
+turns at the same streams, alone and beside prompts that keep coming.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import re
 import shlex
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -30,6 +35,14 @@ from kt_server.bench.prompts import PromptMaker
 from kt_server.bench.summary import percentile
 
 OWN_TOKENS = 8  # of each prompt, behind the shared prefix: a short question
+STREAM_TOKENS = 32  # of the prompts of streams
+PROMPT_TOKENS = 256  # of those that come meanwhile: some chunks each
+# However slow the machine: enough for gaps to be seen at all.
+LEAST_OUTPUT_TOKENS, LEAST_WARM_UP_TOKENS = 64, 32
+# An idle server measures its own steps (exec/probe.py) until then, at the other one's expense.
+PROBE_S = 4.0
+# Beside prompts a step takes some three times as long as alone, so a turn gets fewer tokens.
+PROMPTS_SLOW_BY = 3
 # What a release must keep and wants: parts of the cold time, and how much longer gaps may get.
 TTFT_FLOOR, TTFT_GOAL, GAP_FLOOR = 0.10, 0.02, 0.05
 
@@ -51,13 +64,16 @@ async def ask(client: BenchClient, prompt: str, max_tokens: int) -> Record:
     return record
 
 
-async def first_tokens(url: str, model: str, prefixes: Sequence[str], seed: int) -> list[Record]:
-    """One request behind each prefix, one after the other."""
+async def first_tokens(
+    url: str, model: str, prefixes: Sequence[str], seed: int
+) -> tuple[list[Record], list[Record]]:
+    """One request behind each prefix, one after the other; and then as many without prefix."""
     own = PromptMaker(seed)
     async with client_of(url, model) as client:
         for _ in range(3):  # connections, recorded graphs, code that loads on first use
-            await ask(client, own.prompt(8), 8)
-        return [await ask(client, f"{p} {own.prompt(OWN_TOKENS)}", 4) for p in prefixes]
+            await ask(client, own.prompt(OWN_TOKENS), 8)
+        behind = [await ask(client, f"{p} {own.prompt(OWN_TOKENS)}", 4) for p in prefixes]
+        return behind, [await ask(client, own.prompt(OWN_TOKENS), 4) for _ in prefixes]
 
 
 async def calibrated(url: str, model: str, num_tokens: int) -> PromptMaker:
@@ -76,10 +92,10 @@ def measure_restart(model: str, options: Sequence[str], num_tokens: int, rounds:
             print("\n".join(server.lines))
             prompts = asyncio.run(calibrated(server.url, model, num_tokens))
             prefixes = [prompts.prompt(num_tokens) for _ in range(rounds)]
-            cold = asyncio.run(first_tokens(server.url, model, prefixes, 1))
+            cold, _ = asyncio.run(first_tokens(server.url, model, prefixes, 1))
         with local_server(model, arguments) as server:
-            warm = asyncio.run(first_tokens(server.url, model, prefixes, 2))
-    for name, records in (("cold", cold), ("warm", warm)):
+            warm, alone = asyncio.run(first_tokens(server.url, model, prefixes, 2))
+    for name, records in (("cold", cold), ("warm", warm), ("questions alone", alone)):
         times = [record.ttft for record in records]
         tokens = statistics.median(r.prompt_tokens for r in records)
         cached = statistics.median(r.cached_tokens for r in records)
@@ -93,10 +109,23 @@ def measure_restart(model: str, options: Sequence[str], num_tokens: int, rounds:
     print(f"warm / cold: {ratio:.2%} (floor {TTFT_FLOOR:.0%}, goal {TTFT_GOAL:.0%})")
 
 
-async def gaps(url: str, model: str, prompts: Sequence[str], num_tokens: int) -> list[float]:
-    """Inter-token latencies of streams side by side, from when all of them decode."""
+async def gaps(
+    url: str, model: str, texts: Sequence[str], num_tokens: int, beside: PromptMaker | None
+) -> list[float]:
+    """Inter-token latencies of streams side by side, from when all of them decode, with prompts of
+    `beside` one after the other meanwhile."""
     async with client_of(url, model) as client:
-        records = await asyncio.gather(*(ask(client, p, num_tokens) for p in prompts))
+
+        async def keep_asking(prompts: PromptMaker) -> None:
+            while True:
+                await ask(client, prompts.prompt(PROMPT_TOKENS), 1)
+
+        others = None if beside is None else asyncio.create_task(keep_asking(beside))
+        records = await asyncio.gather(*(ask(client, text, num_tokens) for text in texts))
+        if others is not None:
+            others.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await others  # raises what made it fail, if anything did
     began = max(record.arrivals[0] for record in records)
     ended = min(record.arrivals[-1] for record in records)
     return [
@@ -107,8 +136,44 @@ async def gaps(url: str, model: str, prompts: Sequence[str], num_tokens: int) ->
     ]
 
 
+async def written_bytes(url: str) -> float:
+    """What the server has written to its directory since it started."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        text = await response.text()
+    found = re.search(r'^kt_prefix_store_written_bytes_total\{tier="disk"\} (\S+)$', text, re.M)
+    return float(found[1]) if found else 0.0
+
+
+@dataclass(slots=True)
+class Turns:
+    """Gaps of one load, by turn, of the server that writes and of the other one."""
+
+    gaps: dict[str, list[list[float]]]
+    num_bytes: float = 0.0  # written
+    seconds: float = 0.0  # while they were
+
+    def report(self, load: str) -> None:
+        """Prints quantiles of all gaps, and the paired ratios of turns."""
+        pooled = {name: [g for turn in turns for g in turn] for name, turns in self.gaps.items()}
+        for name, values in pooled.items():
+            quantiles = ", ".join(
+                f"p{q * 100:.0f} {percentile(values, q) * 1e3:.2f} ms" for q in (0.5, 0.9, 0.99)
+            )
+            print(f"{load}, writing {name}: {quantiles}, {len(values)} gaps")
+        print(f"{load}: {self.num_bytes / self.seconds / 1e6:.2f} MB/s written")
+        for q in (0.5, 0.99):
+            on, off = ([percentile(turn, q) for turn in self.gaps[n]] for n in ("on", "off"))
+            by_turn = sorted(a / b - 1 for a, b in zip(on, off, strict=True))
+            whole = percentile(pooled["on"], q) / percentile(pooled["off"], q) - 1
+            floor = f" (floor {GAP_FLOOR:+.0%})" if q == 0.99 else ""
+            print(
+                f"{load}, p{q * 100:.0f} on / off: {whole:+.1%}{floor}; by turn "
+                f"{by_turn[0]:+.1%} to {by_turn[-1]:+.1%}, median {statistics.median(by_turn):+.1%}"
+            )
+
+
 def measure_writing(
-    model: str, options: Sequence[str], num_streams: int, num_tokens: int, rounds: int
+    model: str, options: Sequence[str], num_streams: int, seconds: float, rounds: int
 ) -> None:
     """Prints the gaps between tokens with writing and without."""
     with contextlib.ExitStack() as stack:
@@ -118,29 +183,33 @@ def measure_writing(
             name: stack.enter_context(local_server(model, [*more, *options])).url
             for name, more in arms.items()
         }
-        prompts = asyncio.run(calibrated(urls["on"], model, 64))
-        seen: dict[str, list[float]] = {name: [] for name in urls}
-        ratios = []
-        for turn in range(rounds + 1):
-            texts = [prompts.prompt(64) for _ in range(num_streams)]
-            order = list(urls)[:: 1 if turn % 2 else -1]
-            new = {n: asyncio.run(gaps(urls[n], model, texts, num_tokens)) for n in order}
-            if turn:  # the first round only warms up
-                for name, values in new.items():
-                    seen[name] += values
-                ratios.append(percentile(new["on"], 0.99) / percentile(new["off"], 0.99))
-    for name, values in seen.items():
-        print(
-            f"writing {name}: {num_streams} streams, "
-            f"gaps p50 {percentile(values, 0.5) * 1e3:.2f} ms, "
-            f"p99 {percentile(values, 0.99) * 1e3:.2f} ms, {len(values)} of them"
-        )
-    pooled = percentile(seen["on"], 0.99) / percentile(seen["off"], 0.99)
-    print(
-        f"p99 on / off: {pooled - 1:+.1%} (floor {GAP_FLOOR:+.0%}); by round "
-        f"{min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}, median "
-        f"{statistics.median(ratios) - 1:+.1%}"
-    )
+        prompts = asyncio.run(calibrated(urls["on"], model, STREAM_TOKENS))
+
+        time.sleep(PROBE_S)
+
+        def turn(arm: str, texts: Sequence[str], num_tokens: int, seed: int | None) -> list[float]:
+            beside = None if seed is None else PromptMaker(seed)
+            return asyncio.run(gaps(urls[arm], model, texts, num_tokens, beside))
+
+        def texts() -> list[str]:
+            return [prompts.prompt(STREAM_TOKENS) for _ in range(num_streams)]
+
+        # Turns have as many tokens as take so long now: both servers answer the same.
+        warm = [turn(arm, texts(), LEAST_WARM_UP_TOKENS, None) for arm in urls]
+        alone = seconds / statistics.median(warm[0] + warm[1])
+        for load, share in (("alone", 1), ("beside prompts", PROMPTS_SLOW_BY)):
+            num_tokens = max(LEAST_OUTPUT_TOKENS, round(alone / share))
+            turns = Turns({"off": [], "on": []})
+            for i in range(rounds):
+                same = texts()
+                for arm in ("off", "on") if i % 2 else ("on", "off"):
+                    before, began = asyncio.run(written_bytes(urls[arm])), time.perf_counter()
+                    seed = None if share == 1 else 1 + i  # 0 made the streams' prompts
+                    turns.gaps[arm].append(turn(arm, same, num_tokens, seed))
+                    if arm == "on":
+                        turns.seconds += time.perf_counter() - began
+                        turns.num_bytes += asyncio.run(written_bytes(urls[arm])) - before
+            turns.report(load)
 
 
 def main() -> int:
@@ -152,8 +221,8 @@ def main() -> int:
     parser.add_argument("--only", choices=("restart", "writing"))
     parser.add_argument("--prefix-tokens", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=4)
-    parser.add_argument("--output-tokens", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn of streams, about")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--serve-args", default="", help="further options of kt serve")
     arguments = parser.parse_args()
     options = shlex.split(arguments.serve_args)
@@ -161,7 +230,7 @@ def main() -> int:
     if arguments.only != "writing":
         measure_restart(model, options, arguments.prefix_tokens, rounds)
     if arguments.only != "restart":
-        measure_writing(model, options, arguments.streams, arguments.output_tokens, rounds)
+        measure_writing(model, options, arguments.streams, arguments.seconds, rounds)
     return 0
 
 
