@@ -42,7 +42,7 @@ void PageMover::submit(std::unique_ptr<Batch> batch) {
   std::deque<Run>& queue = batch->is_read ? reads_ : writes_;
   queue.insert(queue.end(), runs.begin(), runs.end());
   batch.release();  // owned by its runs; the last one that ends makes it a pointer again
-  queued_.notify_all();
+  queued_.notify_one();
 }
 
 void PageMover::work() {
@@ -64,6 +64,12 @@ void PageMover::work() {
   }
 }
 
+// Whoever takes something to do wakes one more if something is left, and looks again itself when it
+// is done: a page moves without the other threads waking up, which would take time from compute.
+void PageMover::wake_another() {
+  if (next_fits() || !landed_.empty() || (num_flying_ > 0 && !landing_)) queued_.notify_one();
+}
+
 bool PageMover::next_fits() const {
   const std::deque<Run>& queue = reads_.empty() ? writes_ : reads_;
   const size_t num_flights = flights_.size() - spare_.size();
@@ -80,6 +86,7 @@ void PageMover::begin(Lock& lock) {
   const Run whole = flight.run = queue.front();
   queue.pop_front();
   inflight_bytes_ += whole.num_bytes();
+  wake_another();
   lock.unlock();
   flight.data = flight.bounce.get(whole.num_bytes());
   if (flight.data == nullptr) {
@@ -90,7 +97,6 @@ void PageMover::begin(Lock& lock) {
     if (ring_ != nullptr && ring_->submit(transfer, &flight)) {
       lock.lock();
       ++num_flying_;
-      if (!landing_) queued_.notify_one();
       return;
     }
     finish_run(whole, flight.data, run(transfer));
@@ -101,6 +107,7 @@ void PageMover::begin(Lock& lock) {
 
 void PageMover::land(Lock& lock) {
   landing_ = true;
+  wake_another();
   lock.unlock();
   std::vector<Ring::Ended> ended;
   ring_->wait(ended);
@@ -112,12 +119,12 @@ void PageMover::land(Lock& lock) {
     flight->result = result;
     landed_.push_back(flight);
   }
-  queued_.notify_all();  // also for the next to wait in the ring
 }
 
 void PageMover::finish(Lock& lock) {
   Flight& flight = *landed_.front();
   landed_.pop_front();
+  wake_another();
   lock.unlock();
   const Transfer transfer = transfer_of(flight.run, flight.data);
   finish_run(flight.run, flight.data, go_on(transfer, flight.result));
@@ -134,7 +141,7 @@ void PageMover::end(Flight& flight) {
     --num_batches_;
     ended_.notify_all();
   }
-  if (!reads_.empty() || !writes_.empty() || num_batches_ == 0) queued_.notify_all();
+  if (closed_ && num_batches_ == 0) queued_.notify_all();
 }
 
 std::vector<std::unique_ptr<Batch>> PageMover::wait() {
@@ -146,14 +153,16 @@ std::vector<std::unique_ptr<Batch>> PageMover::wait() {
 void PageMover::close() {
   if (forked()) return;
   std::vector<std::thread> threads;
+  bool was_open;
   {
     const std::lock_guard lock(mutex_);
-    closed_ = true;
+    was_open = !std::exchange(closed_, true);
     threads.swap(threads_);
     queued_.notify_all();
     ended_.notify_all();
   }
   for (std::thread& thread : threads) thread.join();
+  if (was_open) ring_.reset();  // its file is given back now, not when Python forgets the mover
 }
 
 }  // namespace kt::kvcache

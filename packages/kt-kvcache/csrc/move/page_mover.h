@@ -50,6 +50,7 @@ class PageMover {
   using Lock = std::unique_lock<std::mutex>;
 
   void work();
+  void wake_another();
   bool next_fits() const;
   // Each does one step, with the lock given up meanwhile.
   void begin(Lock&);

@@ -106,6 +106,52 @@ def test_a_page_is_written_once(open_store):
     assert store.stats().disk.counters.written_pages == 20 + 24
 
 
+def commit_one_by_one(space, tokens: list[int]) -> None:
+    """As a sequence that grows page by page does."""
+    chain = space.chain(tokens)
+    with space.reserve(chain, 0, chain.num_pages) as writer:
+        for _ in range(chain.num_pages):
+            writer.commit(1, after=None)
+
+
+@pytest.fixture
+def batches(open_store, monkeypatch):
+    """A store that would gather for ever, and the numbers of pages that it wrote at once."""
+    monkeypatch.setattr("kt_kvcache.disk.worker._GATHER_S", 3600.0)
+    store, seen = open_store(num_pages=256), []  # 8 pages are a full batch
+    write = store._disk._mover.write
+
+    def counted(view, *args):
+        seen.append(len(view.page_ids))
+        return write(view, *args)
+
+    monkeypatch.setattr(store._disk._mover, "write", counted)
+    return store, seen
+
+
+def test_commits_that_follow_each_other_are_written_together(batches):
+    store, seen = batches
+    space = space_of(store)
+    commit_one_by_one(space, TOKENS[:16])
+    commit_one_by_one(space, [9] * 12)
+    assert seen == []
+    assert store.flush().result(30)
+    assert sorted(seen) == [3, 4]
+
+
+def test_a_full_batch_waits_for_no_more_commits(batches):
+    store, seen = batches
+    commit_one_by_one(space_of(store), TOKENS[:32])
+    wait_until(lambda: store.stats().disk.counters.written_pages == 8)
+    assert sum(seen) == 8
+
+
+def test_a_lone_commit_does_not_wait_for_long(open_store):
+    store = open_store()
+    commit_one_by_one(space_of(store), TOKENS[:4])
+    wait_until(lambda: store.stats().disk.counters.written_pages == 1)
+
+
 def busy(store) -> threading.Event:
     """Keeps the thread that writes from writing until the event is set."""
     go = threading.Event()

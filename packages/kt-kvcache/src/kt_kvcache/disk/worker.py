@@ -33,6 +33,10 @@ _REFRESH_S = 1.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # Batches that share the bytes in flight: while one is hashed, the next is on its way.
 _BATCHES_IN_FLIGHT = 4
+# Commits of this time are written together, the pages of each chain at once: CPUs that compute the
+# next ones pay for each write, and a write costs as much as several pages. A killed process loses
+# what waits here; a power cut may take durability_s of it anyway.
+_GATHER_S = 0.2
 # Prefixes used in memory whose copies here count as used too, between two looks around.
 _MAX_TOUCHED = 1024
 # Commits that wait: each a few hundred bytes and, for a drive that hangs, no page.
@@ -96,9 +100,12 @@ class Worker:
         self._mover, self._ram, self._arena, self._shape = mover, ram, arena, shape
         self._counters = counters
         self._limit = inflight_bytes
+        self._batch_bytes = inflight_bytes // _BATCHES_IN_FLIGHT
         self._durability_s = durability_s
         self._changed = threading.Condition()
         self._queue: deque[Offer | _Call] = deque()
+        self._write_at = 0.0  # when what is queued is written, however little it is
+        self._gathered_bytes = 0
         self._closing = False
         self._flights: deque[_Flight] = deque()
         self.inflight_bytes = 0
@@ -129,8 +136,13 @@ class Worker:
         with self._changed:
             fits = len(self._queue) < _MAX_QUEUED and not self._closing
             if fits and not self.degraded and not self._root.files.read_only:
+                if not self._queue:
+                    self._write_at = time.monotonic() + _GATHER_S
+                    self._changed.notify()
                 self._queue.append(offer)
-                self._changed.notify()
+                self._gathered_bytes += offer.num_new * self._shape.slot_bytes
+                if self._gathered_bytes >= self._batch_bytes:
+                    self._hurry()
             else:
                 self._num_lost += 1
                 self._counters.dropped_writes += offer.num_new
@@ -174,8 +186,13 @@ class Worker:
         """Writes and syncs what was asked, then ends; idempotent."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._hurry()
         self._thread.join()
+
+    def _hurry(self) -> None:
+        """Has what is queued written now."""
+        self._write_at = 0.0
+        self._changed.notify()
 
     def _call(self, call: Callable[[], None], result: Completion[T], closed: T | OSError) -> None:
         """Has the thread run a call that settles `result`, which is `closed` if it never will."""
@@ -189,7 +206,7 @@ class Worker:
         with self._changed:
             if not self._closing:
                 self._queue.append(_Call(call, cannot))
-                self._changed.notify()
+                self._hurry()
                 return
         cannot()
 
@@ -198,11 +215,13 @@ class Worker:
     def _run(self) -> None:
         try:
             while (item := self._next()) is not None:
-                if isinstance(item, Offer):
-                    self._write(item)
-                else:
+                if isinstance(item, _Call):
                     item.run()
-                self._tick()
+                    self._tick()
+                    continue
+                for offer in item:
+                    self._write(offer)
+                    self._tick()
             self._land_all()
             self._sync()
         finally:  # also where a bug ends the thread: nobody must wait for it for ever
@@ -210,23 +229,40 @@ class Worker:
                 self._closing = True
                 left = list(self._queue)
                 self._queue.clear()
-            for item in left:
-                if isinstance(item, _Call):
-                    item.cannot()
+            for queued in left:
+                if isinstance(queued, _Call):
+                    queued.cannot()
 
-    def _next(self) -> "Offer | _Call | None":
+    def _next(self) -> "list[Offer] | _Call | None":
         """Waits for something to do, landing what flies and looking around meanwhile."""
         while True:
             with self._changed:
-                if self._queue:
-                    return self._queue.popleft()
+                now = time.monotonic()
+                if self._queue and now >= self._write_at:
+                    return self._take()
                 if self._closing:
                     return None
                 if not self._flights:
-                    self._changed.wait(max(0.0, self._next_refresh - time.monotonic()))
+                    until = self._next_refresh
+                    if self._queue:
+                        until = min(until, self._write_at)
+                    self._changed.wait(max(0.0, until - now))
             if self._flights:
                 self._land()
             self._tick()
+
+    def _take(self) -> "list[Offer] | _Call":
+        """The call whose turn it is, or all offers before the next call, the last one first: it has
+        the pages of its chain written that those before it offered."""
+        first = self._queue.popleft()
+        if isinstance(first, _Call):
+            return first
+        offers = [first]
+        while self._queue and isinstance(item := self._queue[0], Offer):
+            offers.append(item)
+            self._queue.popleft()
+        self._gathered_bytes = 0
+        return offers[::-1]
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -253,7 +289,7 @@ class Worker:
         names = self._names(missing)
         self._counters.oversized_pages += len(missing) - len(names)
         slot_bytes = self._shape.slot_bytes
-        step = max(1, self._limit // _BATCHES_IN_FLIGHT // slot_bytes)
+        step = max(1, self._batch_bytes // slot_bytes)
         sent = 0
         while sent < len(names) and not self.degraded:
             batch = names[sent : sent + step]
