@@ -50,6 +50,42 @@ def test_put_piece_by_piece_from_threads_is_pack(pool, rng):
     assert np.array_equal(layer.forward(packed, pool), layer.forward(pieces, pool))
 
 
+def weights_of(format, rng):
+    """gate, up and down of three experts: floats, or any bytes as the blocks of a file."""
+    if format == "int8":
+        shapes = {"gate": (3, 40, 256), "up": (3, 40, 256), "down": (3, 256, 40)}
+        return {p: rng.standard_normal(shape).astype(np.float32) for p, shape in shapes.items()}
+    row_bytes = {"q4_0": 144, "q6_k": 210}[format]
+    return {p: rng.integers(0, 256, (3, 256, row_bytes), np.uint8) for p in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize("format", ["int8", "q4_0", "q6_k"])
+def test_put_all_is_put_of_each(format, pool, rng):
+    weights = weights_of(format, rng)
+    sizes = (3, 256, weights["gate"].shape[1])
+    whole, pieces = (Experts.empty(*sizes, gate=format, up=format, down=format) for _ in range(2))
+    for projection, weight in weights.items():
+        whole.put_all(projection, weight, pool=pool)
+        for expert in range(3):
+            pieces.put(expert, projection, weight[expert])
+    assert whole.complete
+    assert np.array_equal(whole._core.packed, pieces._core.packed)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (GATE[:2], r"weights must be those of 3 experts .*got \(2, 8, 16\)$"),
+        (GATE[0], r"weights must be those of 3 experts .*got \(8, 16\)$"),
+        (DOWN, r"weight must be .*\(24, 16\).*got float32 \(48, 8\)$"),
+        (np.zeros((3, 8, 16), np.uint8), r"scales must be given for int4; got None$"),
+    ],
+)
+def test_put_all_refuses_other_weights(weights, message, pool):
+    with pytest.raises(ValueError, match=r"^\[experts\.put_all\] " + message):
+        Experts.empty(3, 16, 8).put_all("gate", weights, pool=pool)
+
+
 def test_experts_without_a_gate_take_neither_its_weight_nor_its_bias():
     experts = Experts.empty(3, 16, 8, gate=None, up="int8", down="int8")
     rule = r"projection must be up or down of experts without a gate; got gate$"

@@ -5,10 +5,19 @@ engine. Not a test."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from kt_runtime.protocols import Batch, KVLayer, ModelShape
+
+
+class Rope(NamedTuple):
+    """protocols.RopeTable."""
+
+    cos: Tensor
+    sin: Tensor
 
 
 class PagedSequences:

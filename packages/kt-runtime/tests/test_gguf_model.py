@@ -121,7 +121,21 @@ def test_blocks_reach_the_packer_as_they_are_in_the_file() -> None:
     rows = stored["blk.0.attn_q.weight"].data
     # Head 1's second half begins where its second pair member was: head_dim 64.
     assert np.array_equal(query.blocks[64 + 32 + 5], rows[64 + 2 * 5 + 1])
-    assert sorted(map(bytes, query.blocks.numpy())) == sorted(map(bytes, rows))
+    assert sorted(map(bytes, query.blocks)) == sorted(map(bytes, rows))
+
+
+def test_experts_that_lie_together_are_given_together() -> None:
+    source = open_checkpoint(written("qwen3_moe", "Q8_0")[0]).open_tensors()
+    name = "model.layers.0.mlp.experts.{}.up_proj.weight".format
+    names = [n for e in range(99) if (n := name(e)) in source.names()]
+    together = source.get_all(names)
+    assert together is not None
+    assert len(together) == len(names) > 1
+    for each, one in zip(together, map(source.get, names), strict=True):
+        assert isinstance(one, QuantTensor)
+        assert np.array_equal(each, one.blocks)
+    assert source.get_all(names[:-1]) is None  # not all of them
+    assert source.get_all(names[::-1]) is None
 
 
 def test_projections_of_one_layer_may_differ_in_format() -> None:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from kt_kernel import ThreadPool
 from kt_runtime.checkpoint.formats import BLOCKS
-from kt_runtime.ops.kt_ops import PROJECTIONS, KtOps
+from kt_runtime.ops.kt_ops import KtOps
+from kt_runtime.ops.packing import PROJECTIONS
 from kt_runtime.ops.recording import Recording
 from kt_runtime.ops.torch_ops import TorchOps
-from kt_runtime.protocols import ModelShape, Projection, QuantTensor, RopeTable, Router
+from kt_runtime.protocols import ModelShape, Projection, QuantTensor, Router
 
-from .paged_batch import PagedSequences
+from .paged_batch import PagedSequences, Rope
 
 FORMATS = ["float32", "bf16", "int8", "int4"]
 MAX_TOKENS = 40
@@ -146,7 +147,7 @@ def test_embedding_of_blocks_is_their_float32_values(
     blocks = np.random.default_rng(1).integers(0, 256, (11, 2 * block_bytes), np.uint8)
     with np.errstate(invalid="ignore"):  # scales of any bits
         values = quants.dequantize(blocks, kind)
-    table = QuantTensor(format, torch.from_numpy(blocks), (11, 2 * block_size))
+    table = QuantTensor(format, blocks, (11, 2 * block_size))
     ids = torch.tensor([3, 0, 10, 3], dtype=torch.int32)
     for ops in both:
         got = ops.embedding(ids, ops.pack_embedding(table))
@@ -180,7 +181,7 @@ def test_rope_write_kv_and_attention(
     """A prefill of 9 and one of 4 tokens, then 1 more of the first and 3 of the other."""
     shape = ModelShape(1, 1, 2, head_dim, 64)
     angles = randn(64, rotary_dim // 2, seed=7) * 10
-    rope = RopeTable(angles.cos(), angles.sin())
+    rope = Rope(angles.cos(), angles.sin())
     outputs = []
     for ops in both:
         pages = PagedSequences(shape, 2, 16, page_size=4, dtype=dtype)

@@ -65,11 +65,19 @@ class SpyOps(TorchOps):
         top_k: int,
         weight_formats: Mapping[Projection, str],
         load: Callable[[int, Projection], Tensor | QuantTensor],
+        load_all: Callable[[Projection], Tensor | None] = lambda _: None,
         name: str = "",
     ) -> TorchExperts:
         self.formats.setdefault("experts", set()).update(weight_formats.values())
         return super().pack_experts(
-            num_experts, hidden_size, intermediate_size, top_k, weight_formats, load, name
+            num_experts,
+            hidden_size,
+            intermediate_size,
+            top_k,
+            weight_formats,
+            load,
+            load_all,
+            name,
         )
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kt_runtime.ops.torch_ops import TorchOps, fake_quantize
-from kt_runtime.protocols import KVLayer, ModelShape, RopeTable, Router
+from kt_runtime.protocols import KVLayer, ModelShape, Router
 
-from .paged_batch import PagedSequences
+from .paged_batch import PagedSequences, Rope
 
 SHAPE = ModelShape(
     vocab_size=1, num_layers=1, num_kv_heads=2, head_dim=8, max_position_embeddings=64
@@ -92,7 +92,7 @@ def test_rope_is_a_rotation_of_pairs_and_leaves_the_rest(ops: TorchOps) -> None:
     batch = pages.batch([0], [[0] * num_tokens])
     q, k, v = randn(num_tokens, 4, 8), randn(num_tokens, 2, 8, seed=1), randn(3, 2, 8, seed=2)
     before = q.clone(), k.clone()
-    ops.rope_write_kv(q, k, v, RopeTable(angles.cos(), angles.sin()), batch, pages.kv[0])
+    ops.rope_write_kv(q, k, v, Rope(angles.cos(), angles.sin()), batch, pages.kv[0])
 
     def rotated(x: torch.Tensor) -> torch.Tensor:
         pairs = torch.complex(x[..., : rotary_dim // 2], x[..., rotary_dim // 2 : rotary_dim])
@@ -110,7 +110,7 @@ def test_negative_slots_write_nothing(ops: TorchOps) -> None:
     pages = PagedSequences(SHAPE, 1, 16)
     batch = pages.batch([0], [[0, 0]])
     batch.slot_mapping[0] = -1
-    rope = RopeTable(torch.ones(64, 4), torch.zeros(64, 4))
+    rope = Rope(torch.ones(64, 4), torch.zeros(64, 4))
     ops.rope_write_kv(randn(2, 4, 8), randn(2, 2, 8), randn(2, 2, 8), rope, batch, pages.kv[0])
     written = ~pages.kv[0].k.isnan().all(-1).all(-1).flatten()
     assert written.nonzero().flatten().tolist() == [int(batch.slot_mapping[1])]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from typer.testing import CliRunner
 
 from kt_runtime import inspect
 from kt_server import __version__
-from kt_server.cli import app
+from kt_server.cli import read_early
+from kt_server.cli.commands import app
 
 runner = CliRunner()
 
@@ -26,7 +29,7 @@ def test_version() -> None:
 @pytest.mark.parametrize("command", ["serve", "chat", "run", "bench", "doctor"])
 def test_help_loads_nothing_that_takes_time(command: str) -> None:
     code = (
-        "import sys; from kt_server.cli import app\n"
+        "import sys; from kt_server.cli.commands import app\n"
         f"try: app(['{command}', '--help'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "assert not {'torch', 'aiohttp', 'numpy', 'kt_kernel'} & set(sys.modules)"
@@ -34,6 +37,28 @@ def test_help_loads_nothing_that_takes_time(command: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--pack-cache", "/c"], ["--pack-cache=/c"]])
+def test_a_gguf_file_is_read_before_the_commands_are_imported(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF")
+    asked: list[Path] = []
+    advised = threading.Event()
+
+    def advise(fd: int, *_: int) -> None:
+        asked.append(Path(f"/proc/self/fd/{fd}").resolve())
+        advised.set()
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    read_early(["serve", str(model), str(tmp_path / "absent.gguf"), "--port", "0", *words])
+    assert advised.wait(5 if not words else 0.1) == (not words)
+    assert asked == ([] if words else [model.resolve()])
+    # Whatever this module imports delays the reading.
+    code = "import sys, kt_server.cli; assert not {'typer', 'kt_runtime'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

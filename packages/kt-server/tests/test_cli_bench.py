@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from kt_server.app import create_app
 from kt_server.bench.local_server import local_server
-from kt_server.cli import app
 from kt_server.cli.bench import parse_concurrency
+from kt_server.cli.commands import app
 
 from .conftest import MODEL
 from .fake_engine import TEMPLATE, TOKENIZER, FakeEngine

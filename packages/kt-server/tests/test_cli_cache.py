@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kt_kvcache import Arena, Geometry, Group, Identity, KVStore, StoreConfig
-from kt_server.cli import app
+from kt_server.cli.commands import app
 
 GEOMETRY = Geometry(page_tokens=4, groups=(Group("kv", 1, 8192),))
 

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from kt_server.cli import app
+from kt_server.cli.commands import app
 from kt_server.cli.config_file import ConfigOption, read
 
 

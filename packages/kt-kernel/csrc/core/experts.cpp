@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kt/check.h"
+#include "kt/thread_pool.h"
 
 namespace kt {
 
@@ -75,6 +76,25 @@ void Experts::put(int expert, Projection projection, const Source& weight) {
   const PackedMatrix into = matrix(expert, projection);
   pack_panels("experts.put", weight, into, {0, into.n_padded / kPanelRows});
   present_[static_cast<size_t>(expert) * 3 + static_cast<int>(projection)] = 1;
+}
+
+void Experts::put_all(Projection projection, const Source& weights, ThreadPool& pool) {
+  check_projection("experts.put_all", projection);
+  const PackedMatrix& shape = shapes_[static_cast<int>(projection)];
+  const FormatInfo& facts = info(shape.format);
+  const size_t row_bytes = weights.quantized
+                               ? size_t(shape.k) / facts.source_k * facts.source_bytes
+                               : size_t(shape.k) * (weights.dtype == DType::f32 ? 4 : 2);
+  const auto* first = static_cast<const std::byte*>(weights.weight);
+  pool.run([&](Worker& worker) {
+    worker.parallel_for(num_experts_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t expert = begin; expert < end; ++expert) {
+        Source one = weights;
+        one.weight = first + expert * shape.n * row_bytes;
+        put(static_cast<int>(expert), projection, one);
+      }
+    });
+  });
 }
 
 void Experts::put_bias(Projection projection, const float* bias) {

@@ -130,6 +130,22 @@ void put(Experts& self, int expert, const std::string& projection_name, nb::hand
   self.put(expert, projection, w.source());
 }
 
+void put_all(Experts& self, const std::string& projection_name, nb::handle weights,
+             const std::string& dtype_name, const std::shared_ptr<ThreadPool>& pool) {
+  const char* op = "experts.put_all";
+  const Projection projection = projection_from_name(op, projection_name);
+  const bool down = projection == Projection::down;
+  const int64_t rows =
+      int64_t{self.num_experts()} * (down ? self.hidden_size() : self.intermediate_size());
+  KT_CHECK(op, rows <= kMaxExtent, "rows of all experts must be at most ", kMaxExtent, "; got ",
+           rows);
+  const SourceArrays w(op, weights, dtype_name, nb::none(), nb::none(), self.format(projection),
+                       static_cast<int>(rows), down ? self.intermediate_size() : self.hidden_size(),
+                       self.group_size());
+  const ReleasedGil released;
+  self.put_all(projection, w.source(), *pool);
+}
+
 void put_bias(Experts& self, const std::string& projection_name, nb::handle bias) {
   const char* op = "experts.put_bias";
   const Projection projection = projection_from_name(op, projection_name);
@@ -230,6 +246,8 @@ void bind_weights(nb::module_& m) {
            "zeros"_a.none(),
            "Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden, "
            "intermediate).")
+      .def("put_all", &put_all, "projection"_a, "weights"_a.none(), "dtype"_a, "pool"_a,
+           "Pack one projection of all experts, whose rows follow each other.")
       .def("put_bias", &put_bias, "projection"_a, "bias"_a.none(),
            "The biases of one projection, (num_experts, outputs) float32.")
       .def_prop_ro("complete", &Experts::complete)

@@ -65,6 +65,9 @@ class Experts {
   // Pack one projection of one expert: gate, up (intermediate, hidden); down (hidden,
   // intermediate). Different (expert, projection) pairs may be put from different threads at once.
   void put(int expert, Projection projection, const Source& weight);
+  // Pack one projection of all experts, whose matrices lie one after another: floats, or quantised
+  // weights without scales and zero points of their own.
+  void put_all(Projection projection, const Source& weights, ThreadPool& pool);
   // The bias added to a projection's outputs: [num_experts][n] float.
   void put_bias(Projection projection, const float* bias);
   bool complete() const;  // every projection of every expert was put

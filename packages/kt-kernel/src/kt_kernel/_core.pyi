@@ -150,6 +150,11 @@ class Experts:
         intermediate).
         """
 
+    def put_all(
+        self, projection: str, weights: object | None, dtype: str, pool: ThreadPool
+    ) -> None:
+        """Pack one projection of all experts, whose rows follow each other."""
+
     @property
     def complete(self) -> bool: ...
     @property

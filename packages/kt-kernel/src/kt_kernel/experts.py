@@ -2,7 +2,6 @@
 """The packed weights of the experts of one MoE layer. Storage only; `kt_kernel.moe` computes."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from kt_kernel import _core, expert_file
@@ -116,12 +115,8 @@ class Experts:
             group_size=group_size,
         )
 
-        def put_expert(expert: int) -> None:
-            for projection, (array, name) in (("gate", gate), ("up", up), ("down", down)):
-                experts._core.put(expert, projection, array[expert], name, None, None)
-
-        with ThreadPoolExecutor(pool.num_threads) as packers:
-            list(packers.map(put_expert, range(num_experts)))
+        for projection, (array, name) in (("gate", gate), ("up", up), ("down", down)):
+            experts._core.put_all(projection, _rows(array), name, pool._core)
         return experts
 
     @classmethod
@@ -212,6 +207,31 @@ class Experts:
         source = source_of("experts.put", weight, scales, zeros, dtype)
         self._core.put(expert, projection, *source)
 
+    def put_all(
+        self, projection: Projection, weights: object, *, pool: ThreadPool, dtype: str | None = None
+    ) -> None:
+        """Pack one projection of all experts in one call, for arrays that hold them one after
+        another. Releases the GIL once: other threads' Python does not slow it.
+
+        Args:
+            projection: "gate", "up" or "down".
+            weights: (num_experts, n, k) float32, bf16 or f16; or (num_experts, n, bytes of a row)
+                uint8, the blocks of a GGUF file. Formats with scales of their own need `put`.
+            pool: packs as many experts at once as it has threads.
+            dtype: "bf16" if `weights` are bare uint16 bits.
+
+        Raises:
+            ValueError: as `put`.
+        """
+        source = source_of("experts.put_all", weights, None, None, dtype)
+        shape = tuple(source.weight.shape)
+        if len(shape) != 3 or shape[0] != self.num_experts:
+            raise ValueError(
+                f"[experts.put_all] weights must be those of {self.num_experts} experts on three "
+                f"axes; got {shape}"
+            )
+        self._core.put_all(projection, _rows(source.weight), source.dtype, pool._core)
+
     def put_bias(self, projection: Projection, bias: object) -> None:
         """Set the biases that are added to a projection's outputs. Not while a MoE uses them.
 
@@ -253,6 +273,11 @@ class Experts:
     def intermediate_size(self) -> int:
         """Width between up and down."""
         return self._core.intermediate_size
+
+
+def _rows(array: Any) -> Any:
+    """The rows of all experts, one after another."""
+    return array.reshape(-1, array.shape[-1])
 
 
 def _must_have_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,6 @@ torch.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ __all__ = (
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("kt-runtime")
     if name not in _HOMES:
         raise AttributeError(f"module 'kt_runtime' has no attribute {name!r}")

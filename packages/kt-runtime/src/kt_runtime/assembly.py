@@ -5,13 +5,13 @@ time."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 from kt_runtime.cache import kv_tensors
 from kt_runtime.cache.page_pool import PagePool
 from kt_runtime.cache.store import KVOrigin, ModelStore, check_root
-from kt_runtime.checkpoint.checkpoint import open_checkpoint
 from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.checkpoint.model_files import ModelFiles
@@ -20,7 +20,7 @@ from kt_runtime.exec.backend import Backend, open_backend
 from kt_runtime.exec.cpu_graph import CpuGraphRunner
 from kt_runtime.exec.numerics import NumericsCheck
 from kt_runtime.exec.runner import Runner
-from kt_runtime.models.registry import load_model
+from kt_runtime.loading import PackedModel, Progress, pack_model
 from kt_runtime.protocols import CausalLM, ModelShape
 
 
@@ -54,35 +54,20 @@ class EngineParts:
 
 
 def assemble(
-    path: str | Path | ModelFiles,
+    model: str | Path | ModelFiles | Future[PackedModel],
     config: EngineConfig,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> EngineParts:
     """Load a model with its backend and pages; see `Engine.from_pretrained`."""
     check_root(config)
-    files = ModelFiles.open(path)
-    checkpoint = open_checkpoint(files)
-    fingerprint = Fingerprint(files, config.model_identity)
-    if config.pack_cache is None:
-        files.read_ahead.start()
-
-    def packed(done: int, total: int) -> None:
-        files.read_ahead.packed(done)
-        if progress is not None:
-            progress(done, total)
-
-    try:
-        backend = open_backend(config, fingerprint)
-        model = load_model(checkpoint, backend.ops, config.weight_format, packed)
-    finally:
-        files.read_ahead.close()
+    packed = model.result() if isinstance(model, Future) else pack_model(model, config, progress)
     return build_parts(
-        model,
-        backend,
+        packed.model,
+        open_backend(config, packed.pool),
         config,
-        model_config=checkpoint.config,
-        eos_token_ids=checkpoint.eos_token_ids,
-        fingerprint=fingerprint,
+        model_config=packed.checkpoint.config,
+        eos_token_ids=packed.checkpoint.eos_token_ids,
+        fingerprint=packed.fingerprint,
     )
 
 

@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ from kt_runtime.exec.aside import Aside
 from kt_runtime.exec.batch import build_batch, set_newest
 from kt_runtime.exec.outputs import Floats, RequestOutputs
 from kt_runtime.exec.probe import Probe
+from kt_runtime.loading import PackedModel
 from kt_runtime.loop import EngineLoop
 from kt_runtime.protocols import Batch
 from kt_runtime.request_checks import check_request
@@ -154,7 +156,7 @@ class Engine:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path | ModelFiles,
+        path: str | Path | ModelFiles | Future[PackedModel],
         config: EngineConfig | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Engine:
@@ -162,9 +164,10 @@ class Engine:
 
         Args:
             path: a Hugging Face directory with config.json and safetensors, or a GGUF file;
-                or what ModelFiles.open made of either.
+                what ModelFiles.open made of either, or what loading.start_packing does of that
+                with the same config.
             config: None takes the defaults.
-            progress: called with (bytes packed so far, bytes in all) while loading.
+            progress: called with (bytes packed so far, bytes in all) while loading here.
 
         Raises:
             ValueError: `[checkpoint] …`, `[gguf] …` or `[config] …`: not a usable model or setting.

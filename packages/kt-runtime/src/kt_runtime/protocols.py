@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    # What a checkpoint holds: numpy's where that has the type, so that packing needs no torch.
+    StoredArray = Tensor | NDArray[Any]
 
 Projection = Literal["gate", "up", "down"]
 
@@ -27,7 +31,7 @@ class QuantTensor:
     """
 
     format: str
-    blocks: Tensor
+    blocks: NDArray[Any]
     shape: tuple[int, int]
 
 
@@ -43,9 +47,14 @@ class TensorSource(Protocol):
         ...
 
     def nbytes(self, name: str) -> int: ...
-    def get(self, name: str) -> Tensor | QuantTensor:
+    def get(self, name: str) -> StoredArray | QuantTensor:
         """Raises ValueError `[checkpoint] …` naming the tensor and file when it is missing or
         truncated."""
+        ...
+
+    def get_all(self, names: Sequence[str]) -> StoredArray | None:
+        """Floats or blocks of several matrices, (len(names), rows, …), where the file has just
+        these one after another; None where it does not."""
         ...
 
 
@@ -85,12 +94,13 @@ class KVLayer:
     v: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class RopeTable:
+class RopeTable(Protocol):
     """cos and sin: (max_positions, rotary_dim / 2) float32."""
 
-    cos: Tensor
-    sin: Tensor
+    @property
+    def cos(self) -> Tensor: ...
+    @property
+    def sin(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +109,29 @@ class Router:
 
     top_k: int
     score: Literal["softmax", "sigmoid"]
-    bias: Tensor | None = None  # (num_experts,) float32, added for the choice only
+    bias: Any = None  # packed by the Ops: (num_experts,) float32, added for the choice only
     num_groups: int = 1
     topk_groups: int = 1
     normalize: bool = True
     scale: float = 1.0
 
 
-class Ops(Protocol):
-    """Everything a model file may do. Activations are float32 tensors on the Ops' device; weights
-    are opaque, made by the same Ops' pack functions. Compute functions return new tensors (in
-    record mode: the graph's own buffers) and never modify their inputs, except rope_write_kv, which
-    rotates q in place and writes KV pages.
-    """
+class Packer(Protocol):
+    """Makes the weights that Ops of its kind compute with: once, at load."""
 
-    # Weights, once, at load.
-    def pack_vector(self, weight: Tensor) -> Any:
+    def pack_vector(self, weight: StoredArray) -> Any:
         """(n,) → float32: norm gains, biases."""
         ...
 
-    def pack_embedding(self, weight: Tensor | QuantTensor) -> Any:
+    def pack_embedding(self, weight: StoredArray | QuantTensor) -> Any:
         """weight: (vocab_size, hidden_size), looked up as it is stored, and where it is stored."""
         ...
 
     def pack_linear(
-        self, weight: Tensor | QuantTensor, weight_format: str, bias: Tensor | None = None
+        self,
+        weight: StoredArray | QuantTensor,
+        weight_format: str,
+        bias: StoredArray | None = None,
     ) -> Any:
         """weight: (out, in), floats or what weight_format is; weight_format: a resolved one
         ("float32", "bf16", "int8", "q4_0", …), never "native"."""
@@ -136,18 +144,28 @@ class Ops(Protocol):
         intermediate_size: int,
         top_k: int,
         weight_formats: Mapping[Projection, str],
-        load: Callable[[int, Projection], Tensor | QuantTensor],
+        load: Callable[[int, Projection], StoredArray | QuantTensor],
+        load_all: Callable[[Projection], StoredArray | None] = lambda _: None,
         name: str = "",
     ) -> Any:
         """Peak memory is the packed size plus one projection per thread: `load` is called from
         several. Each projection has a format of its own.
 
+        load_all: one projection of all experts, (num_experts, rows, …), in its format or floats;
+        None where `load` has to be asked for each.
         name: of these experts in the checkpoint. Ops that keep packed experts find them by it, and
         then load nothing.
         """
         ...
 
-    # Compute.
+
+class Ops(Packer, Protocol):
+    """Everything a model file may do. Activations are float32 tensors on the Ops' device; weights
+    are opaque, made by a packer of the same kind. Compute functions return new tensors (in record
+    mode: the graph's own buffers) and never modify their inputs, except rope_write_kv, which
+    rotates q in place and writes KV pages.
+    """
+
     def embedding(self, input_ids: Tensor, weight: Any) -> Tensor: ...
     def linear(self, x: Tensor, weight: Any, residual: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias, added to a residual, which the caller gives up."""

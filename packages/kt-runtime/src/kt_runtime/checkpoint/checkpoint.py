@@ -10,7 +10,6 @@ from pathlib import Path
 from kt_runtime.checkpoint.gguf_model import GgufModel
 from kt_runtime.checkpoint.model_dir import ModelConfig, ModelDir
 from kt_runtime.checkpoint.model_files import ModelFiles
-from kt_runtime.checkpoint.safetensors import SafetensorsSource
 from kt_runtime.protocols import TensorSource
 
 
@@ -48,10 +47,10 @@ def open_checkpoint(path: str | Path | ModelFiles) -> Checkpoint:
             path, gguf.config, gguf.model_type, gguf.eos_token_ids, lambda: gguf.source
         )
     files = ModelDir.open(path)
-    return Checkpoint(
-        path,
-        files.config,
-        files.model_type,
-        files.eos_token_ids,
-        lambda: SafetensorsSource(path),
-    )
+
+    def open_tensors() -> TensorSource:
+        from kt_runtime.checkpoint.safetensors import SafetensorsSource  # imports torch
+
+        return SafetensorsSource(path)
+
+    return Checkpoint(path, files.config, files.model_type, files.eos_token_ids, open_tensors)

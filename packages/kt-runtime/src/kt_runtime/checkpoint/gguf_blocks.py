@@ -27,7 +27,8 @@ def dequantize(weight: QuantTensor) -> Tensor:
     out = torch.empty(rows, columns)
     step = max(1, _CHUNK // columns)
     for begin in range(0, rows, step):
-        blocks = weight.blocks[begin : begin + step]
+        # A copy: torch has no read-only tensors.
+        blocks = torch.from_numpy(weight.blocks[begin : begin + step].copy())
         elements = 256 if weight.format.endswith("_k") else 32
         values = unpack(blocks.reshape(len(blocks) * columns // elements, -1))
         out[begin : begin + step] = values.view(len(blocks), columns)

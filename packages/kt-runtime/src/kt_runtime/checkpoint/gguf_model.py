@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A GGUF model: its config and tensors under Hugging Face names. Model files need not
-know where they come from."""
+"""A GGUF model: its config and tensors under Hugging Face names. Model files need not know where
+they come from. Imports no torch but for bfloat16, which numpy does not have."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from kt_runtime.checkpoint.formats import FLOATS
 from kt_runtime.checkpoint.gguf import Gguf, TensorInfo
@@ -19,7 +19,11 @@ from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.protocols import QuantTensor
 from kt_runtime.text.gguf_vocabulary import end_token_ids
 
-DTYPES = {"float32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from kt_runtime.protocols import StoredArray
+
+# bf16 is given to torch as bits.
+DTYPES = {"float32": np.float32, "f16": np.float16, "bf16": np.int16}
 # Divisors of the rotary frequencies, one per pair: how the scaling of Llama 3 is stored.
 ROPE_FREQS = "rope_freqs.weight"
 
@@ -44,7 +48,7 @@ class _Part:
 
 
 class GgufSource:
-    """protocols.TensorSource over a GGUF model. Float tensors and blocks are views of the mapped
+    """protocols.TensorSource over a GGUF model. Floats and blocks are views of the mapped
     files, except queries and keys whose rows stand in another order: those are copies.
     Thread-safe."""
 
@@ -55,13 +59,10 @@ class GgufSource:
         for name, info in gguf.tensors.items():
             if name != ROPE_FREQS:
                 self._parts |= _parts(name, info, mapped)
-        with warnings.catch_warnings():
-            # torch has no read-only tensors and says so; nobody writes into a checkpoint's.
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            self._bytes = {
-                info.shard: torch.frombuffer(gguf.data(info.shard), dtype=torch.uint8)
-                for info in gguf.tensors.values()
-            }
+        self._bytes = {
+            info.shard: np.frombuffer(gguf.data(info.shard), np.uint8)
+            for info in gguf.tensors.values()
+        }
 
     def names(self) -> Sequence[str]:
         """All tensors; those without a Hugging Face name under their own."""
@@ -79,16 +80,28 @@ class GgufSource:
         """Read from the header."""
         return self._part(name).nbytes
 
-    def get(self, name: str) -> Tensor | QuantTensor:
-        """Floats as a tensor, anything else as its blocks."""
+    def get(self, name: str) -> StoredArray | QuantTensor:
+        """Floats as an array, anything else as its blocks."""
         part = self._part(name)
-        info, shape = part.info, part.shape
+        info = part.info
         begin = info.begin + (part.expert or 0) * part.nbytes
         data = self._bytes[info.shard][begin : begin + part.nbytes]
         if info.type.format in FLOATS:
-            return _rows(data.view(DTYPES[info.type.format]).view(shape), part)
-        rows, columns = shape
-        return QuantTensor(info.type.format, _rows(data.view(rows, -1), part), (rows, columns))
+            return _floats(_rows(data.view(DTYPES[info.type.format]).reshape(part.shape), part))
+        rows, columns = part.shape
+        return QuantTensor(info.type.format, _rows(data.reshape(rows, -1), part), (rows, columns))
+
+    def get_all(self, names: Sequence[str]) -> StoredArray | None:
+        """All matrices of one tensor with three axes; none of bfloat16, which would be copied."""
+        parts = [self._part(name) for name in names]
+        info = parts[0].info
+        whole = parts == [_Part(info, expert) for expert in range(info.shape[0])]
+        if not whole or info.type.format == "bf16":
+            return None
+        data = self._bytes[info.shard][info.begin : info.begin + info.nbytes]
+        if info.type.format in FLOATS:
+            return data.view(DTYPES[info.type.format]).reshape(info.shape)
+        return data.reshape(*info.shape[:2], -1)
 
     def _part(self, name: str) -> _Part:
         if name not in self._parts:
@@ -163,13 +176,21 @@ def _checked(part: _Part) -> _Part:
     return part
 
 
-def _rows(stored: Tensor, part: _Part) -> Tensor:
+def _rows(stored: NDArray[Any], part: _Part) -> NDArray[Any]:
     """Rows (head, pair, half) in the order (head, half, pair); others as they are. Whole rows move,
     so blocks stay blocks."""
     if part.interleaved_heads is None:
         return stored
-    pairs = stored.view(part.interleaved_heads, -1, 2, *stored.shape[1:])
-    return pairs.transpose(1, 2).reshape(stored.shape)
+    pairs = stored.reshape(part.interleaved_heads, -1, 2, *stored.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(stored.shape)
+
+
+def _floats(stored: NDArray[Any]) -> StoredArray:
+    if stored.dtype != np.int16:
+        return stored
+    import torch
+
+    return torch.from_numpy(stored.copy()).view(torch.bfloat16)  # torch has no read-only tensors
 
 
 def _rope_divisors(gguf: Gguf, mapped: Mapped) -> dict[str, object]:

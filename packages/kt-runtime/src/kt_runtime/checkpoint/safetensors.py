@@ -78,6 +78,9 @@ class SafetensorsSource:
         tensor: Tensor = self._file_of(name).get_tensor(name)
         return tensor
 
+    def get_all(self, names: Sequence[str]) -> None:
+        """Every matrix is a tensor of its own."""
+
     def _dtype(self, name: str) -> torch.dtype:
         stored = self._entry(name).get_dtype()
         if stored not in DTYPES:

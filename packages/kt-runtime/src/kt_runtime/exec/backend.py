@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Ops run the model, and how they are recorded. The only place that chooses between kt and
-torch."""
+"""Which Ops run the model, and how they are recorded; loading.py chooses between kt and torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kt_runtime.checkpoint.fingerprint import Fingerprint
 from kt_runtime.config import EngineConfig
 from kt_runtime.exec.cpu_graph import GraphsOf, ReplayableGraph
 from kt_runtime.protocols import Ops
+
+if TYPE_CHECKING:
+    from kt_kernel import ThreadPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +38,17 @@ class Backend:
     version: str
 
 
-def open_backend(config: EngineConfig, model: Fingerprint) -> Backend:
-    """The backend that the config names. Imports only that one.
+def open_backend(config: EngineConfig, pool: ThreadPool | None) -> Backend:
+    """What runs the model that `loading.pack_model` packed. Imports only what the config names.
 
     With "kt" torch is left one intra-op thread, in the whole process: compute belongs to one kt
     pool, and two pools on the same cores would wait for each other.
 
     Args:
-        config: names it.
-        model: whose packed experts `config.pack_cache` keeps.
+        config: the settings.
+        pool: the threads that packed the model's weights and compute with them; None: torch's.
     """
-    if config.backend == "torch":
+    if pool is None:
         from kt_runtime.ops.torch_ops import TorchOps
 
         if config.num_threads is not None:
@@ -55,25 +56,12 @@ def open_backend(config: EngineConfig, model: Fingerprint) -> Backend:
         ops = TorchOps(group_size=config.group_size)
         return Backend(ops, None, lambda: "torch", dict, f"torch {torch.__version__}")
 
-    from kt_kernel import ThreadPool, isa
+    from kt_kernel import isa
     from kt_runtime.ops.kt_ops import KtOps
     from kt_runtime.ops.recording import Recording, RowBuffers
 
     torch.set_num_threads(1)
-    pool = ThreadPool(config.num_threads)
-    cache = None
-    if config.pack_cache is not None:
-        from kt_runtime.ops.pack_cache import PackCache
-
-        cache = PackCache(Path(config.pack_cache).expanduser(), model)
-        if cache.is_empty:  # else little of the files will be needed
-            model.files.read_ahead.start()
-    kt_ops = KtOps(
-        pool,
-        max_tokens=config.max_batch_tokens,
-        group_size=config.group_size,
-        pack_cache=cache,
-    )
+    kt_ops = KtOps(pool, config.max_batch_tokens, config.group_size)
 
     def graphs_of(num_rows: Tensor, capacity: int) -> Callable[[], tuple[ReplayableGraph, Ops]]:
         buffers = RowBuffers(capacity)

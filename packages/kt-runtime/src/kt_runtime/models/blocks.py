@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from kt_runtime.checkpoint.model_dir import ModelConfig
 from kt_runtime.models.weights import WeightReader
 from kt_runtime.protocols import Batch, KVLayer, ModelShape, Ops, Projection, RopeTable, Router
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GATE_UP_DOWN: Mapping[Projection, str] = {
     "gate": "gate_proj",

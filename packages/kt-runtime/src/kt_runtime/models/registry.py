@@ -14,7 +14,7 @@ from kt_runtime.config import WeightFormat
 from kt_runtime.models import glm4_moe, llama, mixtral, qwen3_moe
 from kt_runtime.models.blocks import Decoder
 from kt_runtime.models.weights import Progress, WeightReader
-from kt_runtime.protocols import CausalLM, Ops
+from kt_runtime.protocols import CausalLM, Packer
 
 BUILDERS: dict[str, Callable[[ModelConfig, WeightReader], Decoder]] = {
     "glm4_moe": glm4_moe.build,
@@ -26,18 +26,18 @@ BUILDERS: dict[str, Callable[[ModelConfig, WeightReader], Decoder]] = {
 
 def load_model(
     path: str | Path | Checkpoint,
-    ops: Ops,
+    packer: Packer,
     weight_format: WeightFormat,
     progress: Progress | None = None,
 ) -> CausalLM:
-    """Loads a Hugging Face directory or a GGUF file into packed weights of `ops`.
+    """Loads a Hugging Face directory or a GGUF file into packed weights.
 
     Tensors go one by one from the mapped files into their packed form: peak memory is the packed
     model plus one matrix per packing thread.
 
     Args:
         path: the directory or file, or what open_checkpoint made of it.
-        ops: packs the weights and, or another of its kind, runs them.
+        packer: packs the weights, which Ops of its kind run.
         weight_format: see checkpoint.formats.
         progress: called with (bytes read, bytes in all) after each tensor; the last call has both
             equal.
@@ -61,7 +61,7 @@ def load_model(
             f"[checkpoint] weights in safetensors must be float32, bfloat16 or float16 "
             f"(weight_format packs them); got quantization_config with quant_method {method!r}"
         )
-    weights = WeightReader(checkpoint.open_tensors(), ops, weight_format, progress)
+    weights = WeightReader(checkpoint.open_tensors(), packer, weight_format, progress)
     model = build(config, weights)
     weights.finish(ignore=lambda name: _is_no_weight(name, config, model.shape.num_layers))
     return model

@@ -5,17 +5,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from kt_runtime.checkpoint.model_dir import ModelConfig
-from kt_runtime.protocols import RopeTable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Floats = NDArray[np.float32]
+
+
+class ComputedRope:
+    """protocols.RopeTable, computed when it is first asked for: by torch, which packing a model
+    does not wait for. Thread-safe."""
+
+    def __init__(
+        self, base: float, exponents: Floats, scale: Callable[[Floats], Floats], positions: int
+    ) -> None:
+        """scale: makes the frequencies from base ** -exponents."""
+        self._base = base
+        self._exponents = exponents
+        self._scale = scale
+        self._positions = positions
+
+    @property
+    def cos(self) -> Tensor:
+        """(positions, len(exponents)) float32."""
+        return self._tables[0]
+
+    @property
+    def sin(self) -> Tensor:
+        """(positions, len(exponents)) float32."""
+        return self._tables[1]
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        import torch
+
+        # torch's power and no other: numpy's differs in the last bit, which late positions turn
+        # into thousandths.
+        powers = 1.0 / (self._base ** torch.from_numpy(self._exponents))
+        frequencies = torch.from_numpy(self._scale(powers.numpy()))
+        angles = torch.arange(self._positions, dtype=torch.float32)[:, None] * frequencies
+        return angles.cos(), angles.sin()
 
 
 def rope_table(
     config: ModelConfig, head_dim: int, *, theta: float, partial: float = 1.0
-) -> RopeTable:
+) -> ComputedRope:
     """cos and sin of positions [0, max_position_embeddings), float32 (positions, rotary_dim / 2).
 
     Float32 from the first step, as transformers does: angles near 1e5 radians have no more than 2-3
@@ -44,40 +85,44 @@ def rope_table(
             f"[checkpoint] head_dim * partial_rotary_factor must be an even number in "
             f"[2, {head_dim}]; got {rotary_dim}"
         )
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
-    inverse_frequencies = SCALINGS[rope_type](1.0 / (base**exponents), nested)
+    exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
+
+    def scale(frequencies: Floats) -> Floats:
+        return SCALINGS[rope_type](frequencies, nested).astype(np.float32)
+
+    with np.errstate(all="ignore"):
+        nearly = scale((1 / np.float32(base) ** exponents).astype(np.float32))
     # One rule for every setting that makes them: a base or factor of 0, a NaN among divisors …
-    usable = inverse_frequencies.isfinite() & (inverse_frequencies > 0)
+    usable = np.isfinite(nearly) & (nearly > 0)
     if not usable.all():
         raise ValueError(
             f"[checkpoint] rope settings must make positive finite frequencies; got "
-            f"{inverse_frequencies[~usable][0].item()} with rope type {rope_type!r}"
+            f"{nearly[~usable][0]} with rope type {rope_type!r}"
         )
-    positions = torch.arange(config.size("max_position_embeddings"), dtype=torch.float32)
-    angles = positions[:, None] * inverse_frequencies
-    return RopeTable(cos=angles.cos(), sin=angles.sin())
+    return ComputedRope(base, exponents, scale, config.size("max_position_embeddings"))
 
 
-def _default(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+def _default(frequencies: Floats, settings: ModelConfig) -> Floats:
     return frequencies
 
 
-def _linear(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+def _linear(frequencies: Floats, settings: ModelConfig) -> Floats:
     """Positions divided by a factor (Chen et al., 2023, https://arxiv.org/abs/2306.15595)."""
-    return frequencies / settings.number("factor")
+    return frequencies / np.float32(settings.number("factor"))
 
 
-def _llama3(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+def _llama3(frequencies: Floats, settings: ModelConfig) -> Floats:
     """Llama 3.1's: waves that turn more than high_freq_factor times in the original context stay,
     those that turn less than low_freq_factor times are stretched by factor, between both blend."""
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     context = settings.size("original_max_position_embeddings")
-    turns = context * frequencies / (2 * math.pi)
-    stay = ((turns - low) / (high - low)).clamp(0, 1)
-    return stay * frequencies + (1 - stay) * frequencies / settings.number("factor")
+    turns = np.float32(context) * frequencies / np.float32(2 * math.pi)
+    stay: Floats = ((turns - np.float32(low)) / np.float32(high - low)).clip(0, 1)
+    stretched: Floats = frequencies / np.float32(settings.number("factor"))
+    return stay * frequencies + (np.float32(1) - stay) * stretched
 
 
-def _divided(frequencies: Tensor, settings: ModelConfig) -> Tensor:
+def _divided(frequencies: Floats, settings: ModelConfig) -> Floats:
     """Each frequency by its own divisor: what GGUF files store instead of the rule."""
     divisors = settings.get("divisors")
     numbers = isinstance(divisors, list) and all(isinstance(d, (int, float)) for d in divisors)
@@ -86,10 +131,11 @@ def _divided(frequencies: Tensor, settings: ModelConfig) -> Tensor:
             f"[checkpoint] divisors of rope must be {len(frequencies)} numbers; "
             f"got {divisors!s:.100}"
         )
-    return frequencies / torch.tensor(divisors, dtype=torch.float32)
+    each: Floats = np.array(divisors, np.float32)
+    return frequencies / each
 
 
-SCALINGS: Mapping[str, Callable[[Tensor, ModelConfig], Tensor]] = {
+SCALINGS: Mapping[str, Callable[[Floats, ModelConfig], Floats]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WeightReader: checkpoint names in, the Ops' packed weights out. Checks shapes; knows no
-architecture."""
+"""WeightReader: checkpoint names in, a Packer's weights out. Checks shapes; knows no architecture,
+imports no torch but for weights that no kernel takes as they are."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from kt_runtime.checkpoint.formats import Role, common, resolve
-from kt_runtime.checkpoint.gguf_blocks import dequantize
+from kt_runtime.checkpoint.formats import FLOATS, Role, common, resolve
 from kt_runtime.config import WeightFormat
-from kt_runtime.protocols import Ops, Projection, QuantTensor, TensorSource
+from kt_runtime.protocols import Packer, Projection, QuantTensor, TensorSource
+
+if TYPE_CHECKING:
+    from kt_runtime.protocols import StoredArray
 
 Progress = Callable[[int, int], None]
 
@@ -29,14 +29,14 @@ class WeightReader:
     def __init__(
         self,
         source: TensorSource,
-        ops: Ops,
+        packer: Packer,
         weight_format: WeightFormat,
         progress: Progress | None = None,
     ) -> None:
         """progress: called with (bytes read, bytes in the checkpoint) after every tensor, by one
         thread at a time."""
         self._source = source
-        self._ops = ops
+        self._packer = packer
         self._weight_format = weight_format
         self._progress = progress
         self._bytes = {name: source.nbytes(name) for name in source.names()}
@@ -48,12 +48,12 @@ class WeightReader:
 
     def vector(self, name: str, size: int) -> Any:
         """One (size,) tensor."""
-        return self._ops.pack_vector(self._floats(name, (size,)))
+        return self._packer.pack_vector(self._floats(name, (size,)))
 
     def embedding(self, name: str, vocab_size: int, hidden_size: int) -> Any:
         """One (vocab_size, hidden_size) table."""
         self._format("embedding", self._source.format(name))
-        return self._ops.pack_embedding(self._stored(name, (vocab_size, hidden_size)))
+        return self._packer.pack_embedding(self._stored(name, (vocab_size, hidden_size)))
 
     def linear(
         self,
@@ -68,7 +68,7 @@ class WeightReader:
         packed = self._format(role, self._source.format(f"{name}.weight"))
         weight = self._read(f"{name}.weight", (out_features, in_features), packed)
         vector = self._floats(f"{name}.bias", (out_features,)) if bias else None
-        return self._ops.pack_linear(weight, packed, vector)
+        return self._packer.pack_linear(weight, packed, vector)
 
     def experts(
         self,
@@ -87,19 +87,30 @@ class WeightReader:
             filled = name.format(expert=expert, projection=projections[projection])
             return f"{filled}.weight"
 
-        def load(expert: int, projection: Projection) -> Tensor | QuantTensor:
-            shape = (intermediate_size, hidden_size)
+        def shape_of(projection: Projection) -> tuple[int, int]:
             if projection == "down":
-                shape = (hidden_size, intermediate_size)
-            return self._read(tensor_name(expert, projection), shape, formats[projection])
+                return hidden_size, intermediate_size
+            return intermediate_size, hidden_size
+
+        def load(expert: int, projection: Projection) -> StoredArray | QuantTensor:
+            name = tensor_name(expert, projection)
+            return self._read(name, shape_of(projection), formats[projection])
+
+        def load_all(projection: Projection) -> StoredArray | None:
+            names = [tensor_name(expert, projection) for expert in range(num_experts)]
+            if not {self._source.format(n) for n in names} <= {*FLOATS, formats[projection]}:
+                return None
+            for each in names:
+                self._check_shape(each, shape_of(projection))
+            return self._source.get_all(names)
 
         def stored(projection: Projection) -> str:
             names = (tensor_name(expert, projection) for expert in range(num_experts))
             return common({self._source.format(name) for name in names})
 
         formats = {p: self._format("experts", stored(p)) for p in projections}
-        experts = self._ops.pack_experts(
-            num_experts, hidden_size, intermediate_size, top_k, formats, load, name
+        experts = self._packer.pack_experts(
+            num_experts, hidden_size, intermediate_size, top_k, formats, load, load_all, name
         )
         for expert in range(num_experts):  # also those that were found packed
             for projection in projections:
@@ -130,21 +141,24 @@ class WeightReader:
         self._formats[role].add(packed)
         return packed
 
-    def _floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _floats(self, name: str, shape: tuple[int, ...]) -> StoredArray:
         vector = self._stored(name, shape)
-        return dequantize(vector) if isinstance(vector, QuantTensor) else vector
+        return _values(vector) if isinstance(vector, QuantTensor) else vector
 
-    def _read(self, name: str, shape: tuple[int, ...], packed: str) -> Tensor | QuantTensor:
+    def _read(self, name: str, shape: tuple[int, ...], packed: str) -> StoredArray | QuantTensor:
         """As it is stored if it is to be packed so, else floats."""
         weight = self._stored(name, shape)
         if isinstance(weight, QuantTensor) and weight.format != packed:
-            return dequantize(weight)
+            return _values(weight)
         return weight
 
-    def _stored(self, name: str, shape: tuple[int, ...]) -> Tensor | QuantTensor:
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         got = self._source.shape(name)
         if got != shape:
             raise ValueError(f"[checkpoint] {name} must have shape {shape}; got {got}")
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> StoredArray | QuantTensor:
+        self._check_shape(name, shape)
         tensor = self._source.get(name)
         self._mark_read(name)
         return tensor
@@ -159,6 +173,12 @@ class WeightReader:
         self._bytes_read = bytes_read
         if self._progress is not None:
             self._progress(bytes_read, self._total_bytes)
+
+
+def _values(weight: QuantTensor) -> StoredArray:
+    from kt_runtime.checkpoint.gguf_blocks import dequantize
+
+    return dequantize(weight)
 
 
 def _sample(names: Iterable[str], most: int = 3) -> str:

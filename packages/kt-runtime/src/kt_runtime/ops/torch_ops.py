@@ -6,13 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kt_runtime.checkpoint.gguf_blocks import dequantize
 from kt_runtime.protocols import Batch, KVLayer, Projection, QuantTensor, RopeTable, Router
+
+if TYPE_CHECKING:
+    from kt_runtime.protocols import StoredArray
 
 # Activations meet integer weights as int8 with one scale per this many elements, whatever the
 # weights' group_size.
@@ -70,16 +75,19 @@ class TorchOps:
         self.device = torch.device(device)
         self.group_size = group_size
 
-    def pack_vector(self, weight: Tensor) -> Tensor:
+    def pack_vector(self, weight: StoredArray) -> Tensor:
         """A float32 copy."""
         return self._own(weight)
 
-    def pack_embedding(self, weight: Tensor | QuantTensor) -> Tensor:
+    def pack_embedding(self, weight: StoredArray | QuantTensor) -> Tensor:
         """The table's values, (vocab_size, hidden_size)."""
         return self._own(dequantize(weight) if isinstance(weight, QuantTensor) else weight)
 
     def pack_linear(
-        self, weight: Tensor | QuantTensor, weight_format: str, bias: Tensor | None = None
+        self,
+        weight: StoredArray | QuantTensor,
+        weight_format: str,
+        bias: StoredArray | None = None,
     ) -> TorchLinear:
         """The matrix (out, in), rounded to its format."""
         return TorchLinear(
@@ -95,7 +103,8 @@ class TorchOps:
         intermediate_size: int,
         top_k: int,
         weight_formats: Mapping[Projection, str],
-        load: Callable[[int, Projection], Tensor | QuantTensor],
+        load: Callable[[int, Projection], StoredArray | QuantTensor],
+        load_all: Callable[[Projection], StoredArray | None] = lambda _: None,
         name: str = "",
     ) -> TorchExperts:
         """All experts, one matrix read at a time."""
@@ -208,11 +217,13 @@ class TorchOps:
         """The rows asked for, in that order."""
         return x[rows.long()]
 
-    def _own(self, weight: Tensor) -> Tensor:
-        """A float32 copy: the source's tensors are views of mapped files."""
+    def _own(self, weight: StoredArray) -> Tensor:
+        """A float32 copy: the source's arrays are views of mapped files."""
+        if isinstance(weight, np.ndarray):
+            return torch.from_numpy(weight.astype(np.float32)).to(self.device)
         return weight.to(self.device, torch.float32, copy=True)
 
-    def _round_weight(self, weight: Tensor | QuantTensor, weight_format: str) -> Tensor:
+    def _round_weight(self, weight: StoredArray | QuantTensor, weight_format: str) -> Tensor:
         """What the format holds of it, float32; blocks are what they are."""
         if isinstance(weight, QuantTensor):
             return dequantize(weight).to(self.device)

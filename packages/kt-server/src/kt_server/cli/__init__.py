@@ -1,61 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `kt` command: serve, chat, run, bench, cache, doctor. Parses and prints; the work is done
-elsewhere."""
+"""Where `kt` starts: has the disk begin to read a model, then imports the commands."""
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib import metadata
-from typing import Annotated
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
 
-import typer
-
-from kt_server import __version__
-from kt_server.cli.bench import bench as bench_command
-from kt_server.cli.cache import cache as cache_commands
-from kt_server.cli.chat import chat as chat_command
-from kt_server.cli.doctor import doctor as doctor_command
-from kt_server.cli.run import run as run_command
-from kt_server.cli.serve import serve as serve_command
-
-app = typer.Typer(
-    name="kt",
-    help="Mixture-of-Experts language models on the CPUs you have.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("serve")(serve_command)
-app.command("chat")(chat_command)
-app.command("bench")(bench_command)
-app.command("run")(run_command)
-app.command("doctor")(doctor_command)
-app.add_typer(cache_commands, name="cache")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        versions = ", ".join(
-            f"{name} {metadata.version(name)}" for name in ("kt-runtime", "kt-kernel", "kt-kvcache")
-        )
-        typer.echo(f"kt {__version__} ({versions})")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions."),
-    ] = False,
-) -> None:
-    pass
+# What a fast disk delivers while the commands are imported and their options parsed.
+_EARLY_BYTES = 512 << 20
 
 
 def main() -> None:
-    """Entry point: what a user got wrong is one line on stderr and exit status 1."""
-    try:
-        app()
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"kt: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Entry point."""
+    read_early(sys.argv[1:])
+    from kt_server.cli.commands import run_app
+
+    run_app()
+
+
+def read_early(words: Sequence[str]) -> None:
+    """Ask the system for the beginning of the GGUF file that a command line names, if any.
+
+    Advice only. Once the options are known, `ReadAhead` goes on in the order of use.
+    """
+    if any(word.startswith("--pack-cache") for word in words):
+        return  # little of the file may be needed
+    for word in words:
+        if word.endswith(".gguf"):
+            Thread(target=_advise, args=(word,), daemon=True).start()  # asking blocks
+
+
+def _advise(path: str) -> None:
+    with suppress(OSError), Path(path).open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, _EARLY_BYTES, os.POSIX_FADV_WILLNEED)

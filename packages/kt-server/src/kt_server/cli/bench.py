@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kt_server.bench.choices import Endpoint, Mode
 
@@ -64,6 +62,10 @@ def bench(
 ) -> None:
     """Measure a server as its clients see it. Exit status 1 if a request failed."""
     # aiohttp and more, which the other commands need not wait for.
+    import asyncio
+
+    from rich.console import Console
+
     from kt_server.bench.local_server import LocalServer, local_server
     from kt_server.bench.measure import as_json, measure
     from kt_server.bench.modes import Settings

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import Request, SamplingParams
-from kt_runtime.text import ChatTemplate, Detokenizer, Tokenizer
 from kt_server.cli.loading import (
     KVMemoryOption,
     MaxModelLenOption,
@@ -24,8 +22,13 @@ from kt_server.cli.loading import (
     WeightFormatOption,
     load_model,
 )
-from kt_server.generation import TextDelta, text_deltas
-from kt_server.protocols import EngineClient
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from kt_runtime.text import ChatTemplate, Tokenizer
+    from kt_server.generation import TextDelta
+    from kt_server.protocols import EngineClient
 
 
 class Conversation:
@@ -71,6 +74,9 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": question}]
         prompt = self._tokenizer.encode(self._chat_template.render(messages))
         request = Request(f"chat-{next(self._ids)}", tuple(prompt), self._sampling)
+        from kt_runtime.text import Detokenizer
+        from kt_server.generation import text_deltas
+
         detokenizer = Detokenizer(self._tokenizer, self._sampling.stop)
         answer: list[str] = []
         async with aclosing(text_deltas(self._engine, request, detokenizer)) as deltas:
@@ -110,6 +116,8 @@ def chat(
         num_threads=num_threads,
         pack_cache=pack_cache,
     )
+    import asyncio
+
     loaded = load_model(model, config)
     with loaded.engine:
         if loaded.chat_template is None:

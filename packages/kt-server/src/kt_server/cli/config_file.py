@@ -5,12 +5,10 @@ wins; what values may be is checked by the command itself."""
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 # Names of the reference system's config.yaml, and ours for the same thing.
 REFERENCE_NAMES = {
@@ -81,6 +79,10 @@ ConfigOption = Annotated[
 
 
 def _parse(path: Path) -> dict[Any, Any]:
+    import tomllib
+
+    import yaml
+
     try:
         if path.suffix == ".toml":
             return tomllib.loads(path.read_text())

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from kt_runtime import inspect
 
@@ -15,6 +13,9 @@ def doctor() -> None:
 
     Exit status 1 if something is wrong.
     """
+    from rich.console import Console
+    from rich.table import Table
+
     report = inspect.doctor()
     targets = ", ".join(
         f"{name} (active)" if name == report.target_active else name

@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig, WeightFormat
 from kt_runtime.inspect import resolve_model
-from kt_runtime.text import ChatTemplate, Tokenizer
-from kt_server.sampling import SamplingDefaults
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from kt_runtime.engine import Engine
+    from kt_runtime.loading import PackedModel
+    from kt_runtime.text import ChatTemplate, Tokenizer
+    from kt_server.sampling import SamplingDefaults
 
 ModelArgument = Annotated[
     str,
@@ -64,48 +66,75 @@ class LoadedModel:
     sampling_defaults: SamplingDefaults
 
 
-def open_model(name: str, config: EngineConfig) -> ModelFiles:
-    """Find (or build) a model, and have the disk begin to read it.
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model whose weights are being packed, by another thread."""
+
+    files: ModelFiles
+    config: EngineConfig
+    packed: Future[PackedModel]
+    progress: LoadingProgress
+
+
+def open_model(name: str, config: EngineConfig) -> OpenedModel:
+    """Find (or build) a model and begin to load it: the caller has time to import the rest.
 
     Raises:
         ValueError: no such model, or not a usable one; the message says which.
     """
     files = ModelFiles.open(resolve_model(name))
-    if config.pack_cache is None:  # else the experts may be there already, packed
+    if config.pack_cache is None:  # else little of them may be needed
         files.read_ahead.start()
-    return files
+    from kt_runtime.loading import start_packing  # with numpy: the disk need not wait for that
+
+    progress = LoadingProgress()
+    return OpenedModel(files, config, start_packing(files, config, progress.update), progress)
 
 
-def load_model(model: str | ModelFiles, config: EngineConfig) -> LoadedModel:
-    """Load a model, named or opened by `open_model`, with progress on stderr.
+def load_model(name: str, config: EngineConfig) -> LoadedModel:
+    """`open_model` and `finish_loading`."""
+    return finish_loading(open_model(name, config))
 
-    The small files go first, so that a checkpoint that cannot be used fails in milliseconds.
+
+def finish_loading(model: OpenedModel) -> LoadedModel:
+    """Wait for the weights, with progress on stderr; meanwhile read the rest.
 
     Raises:
         ValueError: as `open_model`.
     """
-    files = open_model(model, config) if isinstance(model, str) else model
-    path = files.path
-    from kt_runtime.engine import Engine  # seconds, which `kt --help` need not take
+    with model.progress:
+        from kt_runtime.text import ChatTemplate, Tokenizer
+        from kt_server.sampling import SamplingDefaults
 
-    tokenizer = Tokenizer.from_pretrained(files)
-    chat_template = ChatTemplate.from_pretrained(files)
-    sampling_defaults = SamplingDefaults.from_pretrained(path)
-    with _LoadingProgress() as progress:
-        engine = Engine.from_pretrained(files, config, progress=progress.update)
+        files, path = model.files, model.files.path
+        tokenizer = Tokenizer.from_pretrained(files)
+        chat_template = ChatTemplate.from_pretrained(files)
+        sampling_defaults = SamplingDefaults.from_pretrained(path)
+        from kt_runtime.engine import Engine  # seconds, in which the other thread packs
+
+        engine = Engine.from_pretrained(model.packed, model.config)
     return LoadedModel(path, engine, tokenizer, chat_template, sampling_defaults)
 
 
-class _LoadingProgress:
+class LoadingProgress:
     """Bytes packed of all: a bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._started = self._reported = time.monotonic()
 
-    def __enter__(self) -> _LoadingProgress:
+    def __enter__(self) -> LoadingProgress:
         if sys.stderr.isatty():
-            self._bar = Progress(
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+
+            bar = Progress(
                 TextColumn("loading weights"),
                 BarColumn(),
                 DownloadColumn(binary_units=True),
@@ -113,8 +142,9 @@ class _LoadingProgress:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._bar.add_task("loading", total=None)
-            self._bar.start()
+            bar.add_task("loading", total=None)
+            bar.start()
+            self._bar = bar
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -124,7 +154,7 @@ class _LoadingProgress:
             self._line(f"loaded in {time.monotonic() - self._started:.1f} s")
 
     def update(self, done: int, total: int) -> None:
-        """Called by the engine while it loads."""
+        """Called by the thread that packs."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
         elif time.monotonic() - self._reported >= _REPORT_EVERY_S:

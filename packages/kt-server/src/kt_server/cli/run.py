@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import Annotated
 
@@ -11,7 +10,6 @@ import typer
 
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import Request, SamplingParams
-from kt_runtime.text import Detokenizer
 from kt_server.cli.chat import Conversation, print_answer
 from kt_server.cli.loading import (
     KVMemoryOption,
@@ -23,7 +21,6 @@ from kt_server.cli.loading import (
     WeightFormatOption,
     load_model,
 )
-from kt_server.generation import text_deltas
 
 
 def run(
@@ -49,6 +46,8 @@ def run(
         num_threads=num_threads,
         pack_cache=pack_cache,
     )
+    import asyncio
+
     loaded = load_model(model, config)
     with loaded.engine:
         sampling = loaded.sampling_defaults.params(
@@ -62,6 +61,9 @@ def run(
 
 
 async def _print_continuation(loaded: LoadedModel, text: str, sampling: SamplingParams) -> None:
+    from kt_runtime.text import Detokenizer
+    from kt_server.generation import text_deltas
+
     ids = loaded.tokenizer.encode(text, add_special_tokens=True)
     request = Request("run", tuple(ids), sampling)
     detokenizer = Detokenizer(loaded.tokenizer, sampling.stop)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -25,7 +24,7 @@ from kt_server.cli.loading import (
     NumThreadsOption,
     PackCacheOption,
     WeightFormatOption,
-    load_model,
+    finish_loading,
     open_model,
 )
 
@@ -103,13 +102,15 @@ def serve(
         debug_numerics=debug_numerics,
     )
     check_address(host, port)
-    files = open_model(model, engine_config)
-    # While the disk reads: aiohttp and all that uses it.
+    opened = open_model(model, engine_config)
+    # While that loads: aiohttp and all that uses it.
+    import asyncio
+
     from kt_server.app import create_app
     from kt_server.run_server import run_server
     from kt_server.served import ServerConfig
 
-    loaded = load_model(files, engine_config)
+    loaded = finish_loading(opened)
     name = served_model_name or model
     server_config = ServerConfig(sampling_defaults=loaded.sampling_defaults)
     app = create_app(loaded.engine, loaded.tokenizer, loaded.chat_template, name, server_config)
