@@ -118,8 +118,7 @@ def test_movers_leave_no_files_open(uring, fd):
         view = Arena.allocate(1, [8]).view((0,), writable=False)
         assert not mover.write(view, *arguments(fd, 1), EXTENT).result(30)[0].any()
         mover.close()
-        del mover
-    assert num_open_files() == before
+        assert num_open_files() == before
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import os
 import threading
 import time
 import warnings
+from concurrent.futures import Future
 
 import pytest
 
 from kt_kvcache import Completion, Extra, LoadResult, StaleHandle
 from kt_kvcache.page_mover import ThreadPageMover
 
-from .known_pages import SLOT_BYTES, assert_right, content, fill, loaded, space_of
+from .known_pages import PAGE_TOKENS, SLOT_BYTES, assert_right, content, fill, loaded, space_of
 
 TOKENS = list(range(80))  # 20 pages
 
@@ -501,6 +502,34 @@ def test_flush_of_a_busy_store_says_so_in_time(open_store):
     assert store.flush(timeout=0.05).result(10) is False
     go.set()
     assert store.flush(timeout=30).result(30) is True
+
+
+def test_a_flush_waits_for_what_was_offered_before_it_while_writes_go_on(open_store, monkeypatch):
+    store = open_store()
+    space = space_of(store)
+    mover, asked = store._disk._worker._mover, []
+    write = mover.write
+
+    def hold(*args):
+        asked.append((Future(), args))
+        return asked[-1][0]
+
+    def arrive(i):
+        future, args = asked[i]
+        future.set_result(write(*args).result(30))
+
+    monkeypatch.setattr(mover, "write", hold)
+    fill(space, [1] * PAGE_TOKENS)
+    wait_until(lambda: len(asked) == 1)
+    flushed = store.flush(durable=False)
+    fill(space, [2] * PAGE_TOKENS)
+    wait_until(lambda: len(asked) == 2)  # although nothing has arrived
+    arrive(1)
+    assert not flushed.done()
+    arrive(0)
+    assert flushed.result(30) is True
+    assert store.flush(durable=False).result(30) is True
+    assert store.stats().disk.counters.written_pages == 2
 
 
 def wait_until(holds, timeout=30):

@@ -9,7 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from kt_kvcache.arena import Arena
@@ -63,7 +64,7 @@ class _Call:
 
 @dataclass(slots=True)
 class _Flight:
-    """Pages on their way to the drive."""
+    """Pages on their way to the drive. Flights land in the order in which they began."""
 
     planned: list[CachedPage]
     names: list[PageName]
@@ -71,6 +72,7 @@ class _Flight:
     num_bytes: int
     since: float  # seconds of time.monotonic
     held: Transfer | None = None  # released when this has landed
+    then: list[_Call] = field(default_factory=list)  # due when this has landed
 
 
 class Worker:
@@ -155,11 +157,16 @@ class Worker:
         """See ``KVStore.flush``."""
         result: Completion[bool] = Completion()
 
-        def flush() -> None:
-            self._land_all()
+        def settle() -> None:
             synced = self._sync() if durable else True
             lost, self._num_lost = self._num_lost, 0
             result.settle(synced and not lost)
+
+        def flush() -> None:
+            if self._flights:  # what is offered later goes on meanwhile
+                self._flights[-1].then.append(_Call(settle, partial(result.settle, False)))
+            else:
+                settle()
 
         self._call(flush, result, False)
         return result
@@ -229,12 +236,12 @@ class Worker:
                 self._closing = True
                 left = list(self._queue)
                 self._queue.clear()
-            for queued in left:
+            for queued in [*left, *(call for flight in self._flights for call in flight.then)]:
                 if isinstance(queued, _Call):
                     queued.cannot()
 
     def _next(self) -> "list[Offer] | _Call | None":
-        """Waits for something to do, landing what flies and looking around meanwhile."""
+        """Waits for something to do, landing what has arrived and looking around meanwhile."""
         while True:
             with self._changed:
                 now = time.monotonic()
@@ -242,13 +249,11 @@ class Worker:
                     return self._take()
                 if self._closing:
                     return None
-                if not self._flights:
+                if not self._has_arrived():
                     until = self._next_refresh
                     if self._queue:
                         until = min(until, self._write_at)
                     self._changed.wait(max(0.0, until - now))
-            if self._flights:
-                self._land()
             self._tick()
 
     def _take(self) -> "list[Offer] | _Call":
@@ -264,7 +269,16 @@ class Worker:
         self._gathered_bytes = 0
         return offers[::-1]
 
+    def _has_arrived(self) -> bool:
+        return bool(self._flights) and self._flights[0].future.done()
+
+    def _arrived(self, _: object) -> None:
+        with self._changed:
+            self._changed.notify()
+
     def _tick(self) -> None:
+        while self._has_arrived():
+            self._land()
         now = time.monotonic()
         if now >= self._next_refresh:
             self._next_refresh = now + _REFRESH_S
@@ -313,6 +327,7 @@ class Worker:
                 _Flight(planned, batch[: len(planned)], future, num_bytes, time.monotonic())
             )
             self.inflight_bytes += num_bytes
+            future.add_done_callback(self._arrived)
             sent += len(planned)
         if sent < len(missing):
             self._num_lost += 1
@@ -367,7 +382,7 @@ class Worker:
 
     def _land(self) -> None:
         """Waits for the oldest flight, writes its records and makes its pages findable."""
-        flight = self._flights.popleft()
+        flight = self._flights[0]
         statuses, sums = flight.future.result()
         planned = flight.planned
         num_good, status = len(planned), 0
@@ -394,6 +409,9 @@ class Worker:
         self.write_times.add(time.monotonic() - flight.since)
         if flight.held is not None:
             self._ram.release(flight.held)
+        self._flights.popleft()
+        for call in flight.then:
+            call.run()
 
     def _write_records(self, planned: list[CachedPage], names: list[PageName], sums: Sums) -> None:
         now = time.time_ns()
