@@ -112,6 +112,15 @@ def test_a_missing_matplotlib_is_told_before_anything_runs(
     assert engine.requests == []
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_runs(
+    url: str, engine: FakeEngine, option: str, tmp_path: Path
+) -> None:
+    result = run("latency", "--url", url, option, str(tmp_path / "none" / "r"), *SMALL)
+    assert f"[bench] the directory of {option} must exist" in str(result.exception)
+    assert not engine.requests
+
+
 def test_either_a_model_or_a_url() -> None:
     for arguments in (["latency"], ["latency", "model", "--url", "http://x"]):
         assert "either MODEL or --url" in str(run(*arguments).exception)

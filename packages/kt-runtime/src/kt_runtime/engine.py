@@ -8,8 +8,6 @@ checkpoint, kernels and pages in assembly.py.
 
 from __future__ import annotations
 
-import itertools
-import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -25,10 +23,8 @@ from kt_runtime.cache.store import by_tier
 from kt_runtime.checkpoint.model_files import ModelFiles
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import (
-    EngineClosedError,
     EngineStats,
     FinishReason,
-    QueueFullError,
     Request,
     TokenEvent,
 )
@@ -37,13 +33,13 @@ from kt_runtime.exec.aside import Aside
 from kt_runtime.exec.batch import build_batch, set_newest
 from kt_runtime.exec.outputs import Floats, RequestOutputs
 from kt_runtime.exec.probe import Probe
+from kt_runtime.inbox import Inbox
 from kt_runtime.loading import PackedModel
 from kt_runtime.loop import EngineLoop
 from kt_runtime.protocols import Batch
 from kt_runtime.request_checks import check_request
 from kt_runtime.scheduler import (
     Scheduler,
-    Sequence,
     Step,
     StepBudget,
     StepTimeModel,
@@ -130,28 +126,26 @@ class Engine:
             page_size=config.page_size,
         )
         self._scheduler = Scheduler(parts.pool, budget, max_num_seqs=config.max_num_seqs)
-        self._arrival = itertools.count()
+        self._inbox = Inbox(
+            self._scheduler,
+            max_waiting=config.max_waiting,
+            max_waiting_tokens=config.max_waiting_tokens,
+            max_model_len=parts.max_model_len,
+        )
         self._counters = Counters()
         self._outputs = RequestOutputs(self.eos_token_ids, self.shape.vocab_size)
         self._booking = Booking(
-            self._scheduler, self._outputs, self._counters, self.eos_token_ids, self._end
+            self._scheduler, self._outputs, self._counters, self.eos_token_ids, self._inbox.end
         )
         self._last_end: float | None = None  # of the last step, if any request goes on
         self._measured: tuple[StepWork, float] | None = None  # what `_book` is to observe
         self._ahead: tuple[Step, Batch] | None = None  # the next step, if nothing happens
         # Held while stepping; for its whole life by the loop's thread once `generate` is used.
         self.stepping = threading.RLock()
-        # Guards what other threads reach: the live requests and the inbox of the next step.
-        self._inbox = threading.Condition()
-        self._live: dict[str, Sequence] = {}
-        self._arrivals: list[Sequence] = []
-        self._aborts: dict[str, FinishReason] = {}
-        self._closed: str | None = None
-        # Whether the last step had nothing to compute, and whether anything came in since.
-        self._idle = False
-        self._news = False
-        parts.pool.notify(self._wake)
+        self._idle = False  # whether the last step had nothing to compute
+        parts.pool.notify(self._inbox.wake)
         self._loop: EngineLoop | None = None
+        self._loop_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -189,25 +183,7 @@ class Engine:
             ValueError: anything else wrong with the request: `[engine.add] rule; got actual`.
         """
         self.validate(request)
-        seed = request.sampling.seed
-        with self._inbox:
-            if self._closed is not None:
-                raise EngineClosedError(self._closed)
-            if request.request_id in self._live:
-                raise ValueError(
-                    "[engine.add] request_id must be unique among requests in flight; "
-                    f"got {request.request_id!r}"
-                )
-            self._check_queue(len(request.prompt_token_ids))
-            sequence = Sequence(
-                request,
-                arrival=next(self._arrival),
-                seed=secrets.randbits(64) if seed is None else seed,
-                max_model_len=self.max_model_len,
-            )
-            self._live[request.request_id] = sequence
-            self._arrivals.append(sequence)
-            self._wake()
+        self._inbox.add(request)
 
     def abort(self, request_id: str, reason: FinishReason = "abort") -> None:
         """End a request with the next step, which frees its pages. Thread-safe, idempotent.
@@ -218,34 +194,25 @@ class Engine:
             request_id: which one.
             reason: what its last event says; "stop" where a stop string ended its text.
         """
-        with self._inbox:
-            if request_id in self._live:
-                self._aborts.setdefault(request_id, reason)
-                self._wake()
+        self._inbox.abort(request_id, reason)
 
     @property
     def has_work(self) -> bool:
         """Whether any request has not ended yet."""
-        with self._inbox:
-            return bool(self._live)
+        return len(self._inbox) > 0
 
     def wait_for_work(self) -> None:
         """Block until a request is in flight or the engine is closed; while all that are wait for
         stored KV, or for pages that the store is reading or writing, a little longer. A request
         that arrives while the probe goes on waits for one of its steps at most."""
 
-        def is_wanted() -> bool:
-            return bool(self._live) or self._closed is not None
-
         while self._probe is not None and not self._probe.is_done:
-            with self._inbox:
-                if self._inbox.wait_for(is_wanted, _PROBE_AFTER_S):
-                    break
+            if self._inbox.wait(_PROBE_AFTER_S):
+                break
             self._probe.step()
-        with self._inbox:
-            self._inbox.wait_for(is_wanted)
-            if self._idle and self._closed is None:
-                self._inbox.wait_for(lambda: self._news, _IDLE_S)
+        self._inbox.wait()
+        if self._idle:
+            self._inbox.wait_for_news(_IDLE_S)
 
     def step(self) -> list[TokenEvent]:
         """Schedule and compute one step. Returns the news in step order; empty without work.
@@ -292,9 +259,7 @@ class Engine:
         Raises:
             ValueError: no such logits.
         """
-        with self._inbox:
-            ready = self._outputs.holds_logits(request_id) and request_id not in self._live
-        if not ready:
+        if not self._outputs.holds_logits(request_id) or request_id in self._inbox:
             raise ValueError(
                 "[engine.take_logits] request_id must name a finished return_logits request whose "
                 f"logits were not taken yet; got {request_id!r}"
@@ -308,7 +273,7 @@ class Engine:
         the iteration early (cancellation, aclose) aborts the request. If the engine's thread dies,
         the last event carries finish_reason "error".
         """
-        with self._inbox:
+        with self._loop_lock:
             if self._loop is None:
                 self._loop = EngineLoop(self)
             loop = self._loop
@@ -320,11 +285,9 @@ class Engine:
         store = parts.store.stats()
         store_counters, store_gauges = by_tier(store)
         num_running = len(self._scheduler.running)
-        with self._inbox:
-            num_live = len(self._live)
         return EngineStats(
             num_running=num_running,
-            num_waiting=max(0, num_live - num_running),
+            num_waiting=max(0, len(self._inbox) - num_running),
             num_loading=self._scheduler.num_loading,
             num_pages=store.num_pages,
             pages_free=store.free_pages,
@@ -348,17 +311,13 @@ class Engine:
     def refuse(self, reason: str) -> None:
         """Take no more requests, and end those in flight ("abort") with the next step: the part of
         `close` that waits for nothing. Thread-safe, idempotent."""
-        with self._inbox:
-            self._closed = self._closed or reason
-            for request_id in self._live:
-                self._aborts.setdefault(request_id, "abort")
-            self._wake()
+        self._inbox.close(reason)
 
     def close(self, reason: str = "the engine was closed") -> None:
         """End all requests ("abort"), the thread, and the prefix store, after what it keeps on disk
         is there. Idempotent; later adds are refused."""
         self.refuse(reason)
-        with self._inbox:
+        with self._loop_lock:
             loop = self._loop
         if loop is not None:
             loop.join()
@@ -372,7 +331,7 @@ class Engine:
     @property
     def closed_reason(self) -> str | None:
         """Why no more requests are taken: the reason given to `close`, or how the thread died."""
-        return self._closed
+        return self._inbox.closed_reason
 
     def __enter__(self) -> Engine:
         return self
@@ -398,34 +357,11 @@ class Engine:
             takes_priority=self.config.schedule_policy == "priority",
         )
 
-    def _wake(self) -> None:
-        with self._inbox:
-            self._news = True
-            self._inbox.notify_all()
-
     def _take_inbox(self) -> None:
-        """Move arrivals to the scheduler, end what was aborted."""
-        with self._inbox:
-            self._news = False  # before the scheduler looks: what ends later is news again
-            arrivals, self._arrivals = self._arrivals, []
-            for sequence in arrivals:
-                self._scheduler.add(sequence)
-            aborts, self._aborts = self._aborts, {}
-            aborted = [(self._live[i], reason) for i, reason in aborts.items() if i in self._live]
-        for sequence, reason in aborted:
-            self._booking.finish(sequence, reason, self._closed if reason == "abort" else None)
-
-    def _check_queue(self, num_prompt_tokens: int) -> None:
-        """Raises QueueFullError if such a prompt may not wait now."""
-        config, waiting = self.config, self._scheduler.waiting
-        if len(waiting) + len(self._arrivals) >= config.max_waiting:
-            raise QueueFullError(config.max_waiting)
-        limit = config.max_waiting_tokens
-        if limit is not None:
-            queued = waiting.num_tokens + sum(s.num_prompt_tokens for s in self._arrivals)
-            # Where nothing waits, even a longer prompt may: it would be refused for ever.
-            if queued and queued + num_prompt_tokens > limit:
-                raise QueueFullError(limit, "prompt tokens")
+        """Arrivals may be scheduled, and what was aborted ends."""
+        for sequence, reason in self._inbox.take():
+            error = self._inbox.closed_reason if reason == "abort" else None
+            self._booking.finish(sequence, reason, error)
 
     @contextmanager
     def _one_thread(self) -> Iterator[None]:
@@ -501,10 +437,6 @@ class Engine:
             self._times.observe(*self._measured)
             self._measured = None
         return self._booking.book()
-
-    def _end(self, request_id: str) -> None:
-        with self._inbox:
-            del self._live[request_id]
 
 
 def _step_times(parts: EngineParts, config: EngineConfig) -> StepTimeModel:

@@ -45,6 +45,7 @@ def plot_results(results: Sequence[Result], file: Path) -> None:
                 axes.step(ordered, shares, where="post", label=name)
     rates = [result.summary.output_tokens_per_s for result in results]
     rate.bar_label(rate.bar(names, rates), fmt="%.1f")
+    rate.margins(y=0.1)  # room for the labels
     rate.set(title="output tokens per second")
     rate.tick_params(axis="x", labelrotation=30)
     handles, labels = ttft.get_legend_handles_labels()

@@ -75,6 +75,10 @@ def bench(
 
     if (model is None) == (url is None):
         raise ValueError("[bench] either MODEL or --url must be given; got both or neither")
+    # What cannot be kept is better known before minutes are spent on it.
+    for option, file in (("--json", json_file), ("--plot", plot_file)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ValueError(f"[bench] the directory of {option} must exist; got {file}")
     if plot_file is not None:
         check_plotting()
     settings = Settings(
