@@ -15,6 +15,7 @@ class DiskCounters:
         tail_tokens: tokens that it found there in part of a page.
         loaded_pages, loaded_bytes: read and verified.
         shared_pages: that a load found in memory in the end: another one had brought them.
+        scrubbed_pages: read and compared while nothing else was to be done.
         written_pages, written_bytes: on disk with their records.
         dropped_writes: pages not written: gone from memory before their turn, no room on disk, or
             the drive failed.
@@ -37,6 +38,7 @@ class DiskCounters:
     loaded_pages: int = 0
     loaded_bytes: int = 0
     shared_pages: int = 0
+    scrubbed_pages: int = 0
     written_pages: int = 0
     written_bytes: int = 0
     dropped_writes: int = 0

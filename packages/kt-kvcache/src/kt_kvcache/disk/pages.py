@@ -160,15 +160,34 @@ class DiskPages:
 
     def extents(self, pages: Sequence[CachedPage]) -> Extents:
         """Says where pinned pages lie; O(pages)."""
-        segments, fds, offsets, seeds, sums = [], [], [], [], []
         with self._lock:
-            for page in pages:
-                segment, slot = self.locate(page.page_id)
-                segments.append(segment)
-                fds.append(segment.slots_fd)
-                offsets.append(slot * segment.header.shape.slot_bytes)
-                seeds.append(extent_seed(page.hash, int(segment.gens[slot]), slot))
-                sums.append(segment.sums[slot].copy())
+            return self._extents(pages)
+
+    def owned_from(self, place: int, n: int) -> tuple[list[CachedPage], Extents] | None:
+        """Returns up to `n` of our own pages from a place on, in the order of places, unpinned;
+        None if there are none.
+
+        As long as one is attached, its slot holds nothing else. O(n + free slots among them).
+        """
+        found: list[CachedPage] = []
+        with self._lock:
+            for number, segment in sorted(self._segments.items()):
+                if segment.owned and number >= place >> _SLOT_BITS:
+                    first = place & _SLOT_MASK if number == place >> _SLOT_BITS else 0
+                    for page in segment.pages[first:]:
+                        if len(found) < n and page is not None and page not in self._unready:
+                            found.append(page)
+            return (found, self._extents(found)) if found else None
+
+    def _extents(self, pages: Sequence[CachedPage]) -> Extents:
+        segments, fds, offsets, seeds, sums = [], [], [], [], []
+        for page in pages:
+            segment, slot = self.locate(page.page_id)
+            segments.append(segment)
+            fds.append(segment.slots_fd)
+            offsets.append(slot * segment.header.shape.slot_bytes)
+            seeds.append(extent_seed(page.hash, int(segment.gens[slot]), slot))
+            sums.append(segment.sums[slot].copy())
         return Extents(
             np.array(fds, np.int32),
             np.array(offsets, np.uint64),

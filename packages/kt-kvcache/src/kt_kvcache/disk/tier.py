@@ -21,6 +21,7 @@ from kt_kvcache.disk.files import Files
 from kt_kvcache.disk.format import SlotShape
 from kt_kvcache.disk.pages import DiskHolding, DiskPages
 from kt_kvcache.disk.root import Root
+from kt_kvcache.disk.scrub import Scrub
 from kt_kvcache.disk.survey import Survey
 from kt_kvcache.disk.worker import Offer, Worker
 from kt_kvcache.events import EventStream
@@ -89,6 +90,9 @@ class DiskTier:
         self._closed = False
         survey = Survey(self._root, self._pages, self._shape, self._counters)
         survey.recover()
+        self._scrub = Scrub(
+            self._pages, mover, self._shape, arena.strides, self._counters, self._failed_page
+        )
         self._worker = Worker(
             self._root,
             self._pages,
@@ -100,6 +104,7 @@ class DiskTier:
             self._counters,
             inflight_bytes=min(inflight_bytes, writing),
             durability_s=durability_s,
+            idle=self._scrub_some,
         )
 
     @property
@@ -247,6 +252,10 @@ class DiskTier:
         for segment in self._pages.segments():
             segment.close()
         self._files.close_all()
+
+    def _scrub_some(self) -> None:
+        if not self._reading:  # whoever waits for pages has the drive to himself
+            self._scrub.step()
 
     def _failed_page(self, page: CachedPage, status: int) -> None:
         if status == CHECKSUM:

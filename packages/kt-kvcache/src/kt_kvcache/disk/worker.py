@@ -96,8 +96,10 @@ class Worker:
         *,
         inflight_bytes: int,
         durability_s: float,
+        idle: Callable[[], None],
     ) -> None:
-        """Starts the thread."""
+        """Starts the thread; it calls `idle` about once a second while it has nothing to do."""
+        self._idle = idle
         self._root, self._pages, self._survey = root, pages, survey
         self._mover, self._ram, self._arena, self._shape = mover, ram, arena, shape
         self._counters = counters
@@ -289,6 +291,8 @@ class Worker:
             while self._touched:
                 self._pages.touch(self._touched.popleft())
             self._free_vacated()
+            if not self._queue and not self._flights and not self.degraded:
+                self._idle()
         if now >= self._next_sync:
             self._sync()
 
