@@ -213,3 +213,72 @@ def test_a_smaller_budget_gives_segments_back(opened, disk):
         space = space_of(two)
         assert loaded(space, space.chain([i] * 32)) in (0, 4, 8, 12, 16, 20, 24, 28, 32)
     two.check_integrity()
+
+
+def write_on(store, rounds, first=0):
+    space = space_of(store)
+    for i in range(rounds):
+        fill(space, [first + i] * 32)
+        store.flush(durable=False).result(30)
+        store._disk._worker._full_until = 0.0  # a second later
+
+
+def test_who_comes_later_gets_his_part_of_the_budget(opened, disk):
+    one = opened()
+    write_on(one, 10)
+    num_segments = one.stats().disk.owned_segments
+    two = opened()
+    write_on(two, 1, 100)
+    assert two.stats().disk.counters.written_pages == 0
+    for i in range(2 * num_segments):
+        look(one)
+        write_on(two, 1, 200 + i)
+        assert sum(len(inode.content) for name, inode in disk.names.items() if ".kv" in name) <= (
+            one.stats().disk.budget_bytes
+        )
+        one.check_integrity()
+        two.check_integrity()
+    stats = [store.stats().disk for store in (one, two)]
+    owned = [disk.owned_segments for disk in stats]
+    assert sum(owned) == num_segments
+    assert abs(owned[0] - owned[1]) <= 1
+    assert stats[0].counters.yielded_segments == owned[1]
+    # Those of the first that were used last are still there, for both.
+    look(two)
+    for store in (one, two):
+        space = space_of(store)
+        assert loaded(space, space.chain([9] * 32)) == 32
+        last = [200 + 2 * num_segments - 1] * 32
+        look(store)
+        assert loaded(space, space.chain(last)) == 32
+    one.close()
+    two.close()
+    assert not [name for name in disk.names if name.endswith(".ask")]
+
+
+def test_the_dead_are_given_nothing(opened, disk):
+    one, two = opened(), opened()
+    write_on(one, 10)
+    write_on(two, 1, 100)
+    assert [name for name in disk.names if name.endswith(".ask")]
+    die(two)
+    look(one)
+    assert one.stats().disk.counters.yielded_segments == 0
+    assert not [name for name in disk.names if name.endswith(".ask")]
+
+
+def test_a_segment_in_use_is_not_given(opened, disk):
+    one = opened()
+    write_on(one, 10)
+    crowd_out(one)
+    space = space_of(one)
+    found = [space.acquire(space.chain([i] * 32)) for i in range(10)]
+    assert sum(lease.num_loadable_tokens > 0 for lease in found) > 4
+    two = opened()
+    write_on(two, 1, 100)
+    look(one)
+    for lease in found:
+        load = lease.load().result(30)
+        assert load.reason in (None, "memory")
+        lease.release()
+    one.check_integrity()

@@ -22,6 +22,7 @@ class DiskCounters:
         oversized_pages: pages not written because their extras do not fit into a record.
         evicted_pages: pages that gave way to others.
         reasked_pages: pages written that had been evicted not long ago.
+        yielded_segments: given to other processes that had fewer.
         dropped_pages: pages that ``drop`` took out.
         bad_records: records read that are not whole, of this version and of their slot.
         checksum_misses: pages read whose bytes were not those written (served as misses).
@@ -45,6 +46,7 @@ class DiskCounters:
     oversized_pages: int = 0
     evicted_pages: int = 0
     reasked_pages: int = 0
+    yielded_segments: int = 0
     dropped_pages: int = 0
     bad_records: int = 0
     checksum_misses: int = 0

@@ -238,6 +238,31 @@ class DiskPages:
             if not held:  # else it stays until its leases are gone
                 del self._segments[number]
 
+    def yield_segment(self) -> Segment | None:
+        """Forgets the owned segment that was not used for longest, and all its pages.
+
+        Returns:
+            It; None if each has a page that somebody holds or that is being written.
+        """
+        with self._lock:
+            idle = {
+                number: max((page.last_used for page in segment.pages if page), default=0)
+                for number, segment in self._segments.items()
+                if segment.owned and not any(page.pins for page in segment.pages if page)
+            }
+            if not idle:
+                return None
+            number = min(idle, key=lambda number: idle[number])
+            segment = self._segments[number]
+            for page in list(segment.pages):
+                if page is not None and page.attached:
+                    self._remove(page)
+            del self._segments[number]
+            self._free = [place for place in self._free if place >> _SLOT_BITS != number]
+            heapq.heapify(self._free)
+            self._vacated = [place for place in self._vacated if place >> _SLOT_BITS != number]
+            return segment
+
     def add_free(self, segment: Segment, slots: Iterable[int]) -> None:
         """Says that slots of an owned segment hold nothing and may be taken."""
         first = self._number(segment) << _SLOT_BITS

@@ -6,6 +6,7 @@ It knows no pages.
     budget.lock    locked while space is taken, given back or abandoned segments are looked for
     DROPS          changes whenever somebody freed records of a segment that is not his
     <id>.kvd/.kvs  segments
+    <id>.ask       locked by a process that has too little of the budget: how many segments it has
 """
 
 import errno
@@ -28,6 +29,7 @@ from kt_kvcache.disk.format import (
 )
 from kt_kvcache.disk.segment import DIRECTORY, SLOTS, Segment
 
+_ASK, _ASK_BYTES = ".ask", 4
 _STORE, _NEW_STORE, _LOCK, _DROPS = "STORE", "STORE.new", "budget.lock", "DROPS"
 _DROPS_BYTES = 16
 # Who holds the lock allocates at most one segment. Longer means that it hangs: then nothing is
@@ -57,6 +59,7 @@ class Root:
         self.files = files
         self._disk_bytes = disk_bytes
         self._min_free_bytes = min_free_bytes
+        self._asking: tuple[str, int] | None = None  # name and descriptor of our <id>.ask
         self.store = self._open_store()
 
     @contextmanager
@@ -133,6 +136,62 @@ class Root:
                 if not self._reclaim(shape):
                     return None
             return Segment.create(self.files, header)
+
+    def ask(self, num_owned: int) -> None:
+        """Tells the other processes that we want a segment and have `num_owned`.
+
+        Raises:
+            OSError: they cannot be told.
+        """
+        with self.locked():
+            if self._asking is None:
+                name = secrets.token_hex(ID_BYTES) + _ASK
+                self._asking = name, self.files.open(name, create=True)
+                self.files.try_lock(self._asking[1])
+            self.files.pwrite(self._asking[1], num_owned.to_bytes(_ASK_BYTES, "little"), 0)
+
+    def stop_asking(self) -> None:
+        """Takes back what ``ask`` told; idempotent."""
+        if self._asking is not None:
+            name, fd = self._asking
+            self._asking = None
+            self.files.close(fd)
+            with suppress(OSError):  # whoever finds it sees that nobody has the lock
+                self.files.unlink(name)
+
+    def asked(self) -> int | None:
+        """Returns how many segments whoever asks and has the fewest has; None if nobody asks.
+
+        Raises:
+            OSError: the directory cannot be read, or its lock not be had.
+        """
+        ours = None if self._asking is None else self._asking[0]
+        names = [name for name in self._names(_ASK) if name != ours]
+        counts: list[int] = []
+        if names:
+            with self.locked():
+                for name in names:
+                    with suppress(FileNotFoundError):  # has just got one
+                        fd = self.files.open(name)
+                        try:
+                            if self.files.try_lock(fd):  # has died
+                                self.files.unlink(name)
+                                continue
+                            raw = self.files.pread(fd, _ASK_BYTES, 0)
+                            counts.append(int.from_bytes(raw, "little"))
+                        finally:
+                            self.files.close(fd)
+        return min(counts, default=None)
+
+    def has_room_for(self, segment: Segment) -> bool:
+        """Whether another segment of this size fits into the budget."""
+        return self._has_room(segment.num_bytes)
+
+    def give_back(self, segment: Segment) -> None:
+        """Removes a segment of ours whose pages the index has forgotten; its files are closed when
+        nobody reads them any more."""
+        with self.locked():
+            self._remove(segment.name)
 
     def trim(self, owned: list[Segment]) -> list[Segment]:
         """Gives back segments, longest untouched first, until the rest is within the budget.

@@ -32,6 +32,8 @@ from kt_kvcache.recent import Durations
 _REFRESH_S = 1.0
 # After a failure the drive is left alone, twice as long each time.
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+# A segment given to another process is left to it for so long: it asks for room once a second.
+_YIELD_S = 5.0
 # Batches that share the bytes in flight: while one is hashed, the next is on its way.
 _BATCHES_IN_FLIGHT = 4
 # Commits of this time are written together, the pages of each chain at once: CPUs that compute the
@@ -233,6 +235,7 @@ class Worker:
                     self._tick()
             self._land_all()
             self._sync()
+            self._root.stop_asking()
         finally:  # also where a bug ends the thread: nobody must wait for it for ever
             with self._changed:
                 self._closing = True
@@ -286,6 +289,8 @@ class Worker:
             self._next_refresh = now + _REFRESH_S
             try:
                 self._survey.refresh()
+                if not self._root.files.read_only:
+                    self._share()
             except OSError:
                 self._counters.io_errors += 1
             while self._touched:
@@ -371,7 +376,9 @@ class Worker:
                 self._count(error)
             if segment is None:
                 self._full_until = time.monotonic() + _REFRESH_S
+                self._ask()
                 break
+            self._root.stop_asking()
             segment.owned = True
             self._pages.add_segment(segment)
             self._pages.add_free(segment, range(segment.header.num_slots))
@@ -379,6 +386,28 @@ class Worker:
         if short > 0:
             self._counters.evicted_pages += self._pages.evict(short, first.parent, first.ns_key, n)
             self._free_vacated()
+
+    def _num_owned(self) -> int:
+        return sum(segment.owned for segment in self._pages.segments())
+
+    def _ask(self) -> None:
+        """Has the other processes know that we have no room to grow."""
+        try:
+            self._root.ask(self._num_owned())
+        except OSError as error:
+            self._count(error)
+
+    def _share(self) -> None:
+        """Gives a segment to a process that asks for one and has fewer than we would then have."""
+        asked = self._root.asked()
+        owned = [segment for segment in self._pages.segments() if segment.owned]
+        if asked is None or len(owned) <= asked + 1 or self._root.has_room_for(owned[0]):
+            return
+        segment = self._pages.yield_segment()
+        if segment is not None:
+            self._root.give_back(segment)
+            self._counters.yielded_segments += 1
+            self._full_until = time.monotonic() + _YIELD_S
 
     def _land_all(self) -> None:
         while self._flights:
