@@ -260,11 +260,11 @@ def test_the_dead_are_given_nothing(opened, disk):
     one, two = opened(), opened()
     write_on(one, 10)
     write_on(two, 1, 100)
-    assert [name for name in disk.names if name.endswith(".ask")]
+    assert sum(name.endswith(".ask") for name in disk.names) == 2  # each has no room to grow
     die(two)
     look(one)
     assert one.stats().disk.counters.yielded_segments == 0
-    assert not [name for name in disk.names if name.endswith(".ask")]
+    assert sum(name.endswith(".ask") for name in disk.names) == 1
 
 
 def test_a_segment_in_use_is_not_given(opened, disk):
@@ -273,7 +273,7 @@ def test_a_segment_in_use_is_not_given(opened, disk):
     crowd_out(one)
     space = space_of(one)
     found = [space.acquire(space.chain([i] * 32)) for i in range(10)]
-    assert sum(lease.num_loadable_tokens > 0 for lease in found) > 4
+    assert sum(lease.num_loadable_tokens > 0 for lease in found) > 2
     two = opened()
     write_on(two, 1, 100)
     look(one)

@@ -35,7 +35,7 @@ def store(disk, monkeypatch):
 def idle(store, seconds):
     """As if nothing else was to be done for so long."""
     for _ in range(seconds):
-        store._disk._worker._call(store._disk._scrub_some, Completion(), None)
+        store._disk._worker._call(store._disk._scrub.step, Completion(), None)
         store.flush(durable=False).result(30)
         running = store._disk._scrub._running
         if running is not None:

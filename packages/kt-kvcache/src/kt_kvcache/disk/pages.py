@@ -5,6 +5,7 @@ A place is an int: the number of a segment in this process, and a slot. Pages in
 others carry a pin as long as they are known, so that only their owner evicts them.
 """
 
+import errno
 import heapq
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_kvcache.chain import Chain
+from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import PageName, Record, extent_seed
 from kt_kvcache.disk.segment import Segment
 from kt_kvcache.errors import IntegrityError
@@ -24,6 +26,7 @@ from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.index import index_type
 from kt_kvcache.integrity import check_tree
 from kt_kvcache.page import CachedPage, PageState
+from kt_kvcache.page_mover import CHECKSUM, SHORT
 from kt_kvcache.recent import Evicted
 
 _SLOT_BITS = 32
@@ -201,14 +204,20 @@ class DiskPages:
         with self._lock:
             self._index.subscribe(stream)
 
-    def forget(self, page: CachedPage, *, bad_slot: bool) -> int:
-        """Drops a page that could not be read, and all below it; returns their number."""
-        with self._lock:
-            if not page.attached:
-                return 0
-            if bad_slot:
-                self._bad.add(page.page_id)
-            return len(self._remove(page))
+    def failed(self, page: CachedPage, status: int, counters: DiskCounters) -> None:
+        """Counts a page that could not be read, and drops it with all below it if that was its
+        own fault; `status` is the PageMover's."""
+        if status == CHECKSUM:
+            counters.checksum_misses += 1
+        else:
+            counters.read_errors += 1
+        # Others, such as too many open files, say nothing about the page.
+        if status in (CHECKSUM, SHORT, errno.EIO):
+            with self._lock:
+                if page.attached:
+                    if status == errno.EIO:
+                        self._bad.add(page.page_id)
+                    self._remove(page)
 
     # What the thread that writes asks
 

@@ -4,7 +4,7 @@ before anybody waits for them. It writes nothing and keeps no page from being ev
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from kt_kvcache.arena import Arena
@@ -33,11 +33,12 @@ class Scrub:
         shape: SlotShape,
         strides: Sequence[int],
         counters: DiskCounters,
-        failed: Callable[[CachedPage, int], None],
+        reading: Mapping["Future[Statuses]", int],
     ) -> None:
-        """Reads nothing yet; `failed` is told of a bad page and its status."""
+        """Reads nothing yet, and nothing while there is any of `reading`: whoever waits for pages
+        has the drive to himself."""
         self._pages, self._mover, self._shape = pages, mover, shape
-        self._strides, self._counters, self._failed = strides, counters, failed
+        self._strides, self._counters, self._reading = strides, counters, reading
         self._arena: Arena | None = None  # where to read them: made when it is needed
         self._next_place = 0
         self._begin_at = time.monotonic() + _FIRST_REST_S
@@ -47,7 +48,7 @@ class Scrub:
         """Has the next batch read, unless the last one still is; waits for nothing."""
         if self._running is not None and not self._running.done():
             return
-        if time.monotonic() < self._begin_at:
+        if self._reading or time.monotonic() < self._begin_at:
             return
         num_pages = max(1, _BATCH_BYTES // self._shape.slot_bytes)
         found = self._pages.owned_from(self._next_place, num_pages)
@@ -69,4 +70,4 @@ class Scrub:
         for page, status in zip(pages, done.result(), strict=True):
             # One that was evicted meanwhile may have been overwritten, and is nobody's.
             if status and page.attached:
-                self._failed(page, int(status))
+                self._pages.failed(page, int(status), self._counters)

@@ -3,7 +3,6 @@
 I/O but ``open`` and ``close``.
 """
 
-import errno
 import os
 import time
 from collections import deque
@@ -27,7 +26,7 @@ from kt_kvcache.disk.worker import Offer, Worker
 from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.page import CachedPage
-from kt_kvcache.page_mover import CHECKSUM, SHORT, PageMover, Statuses, payload_bytes
+from kt_kvcache.page_mover import PageMover, Statuses, payload_bytes
 from kt_kvcache.ram_tier import RamTier
 from kt_kvcache.recent import Durations
 
@@ -91,7 +90,7 @@ class DiskTier:
         survey = Survey(self._root, self._pages, self._shape, self._counters)
         survey.recover()
         self._scrub = Scrub(
-            self._pages, mover, self._shape, arena.strides, self._counters, self._failed_page
+            self._pages, mover, self._shape, arena.strides, self._counters, self._reading
         )
         self._worker = Worker(
             self._root,
@@ -104,7 +103,7 @@ class DiskTier:
             self._counters,
             inflight_bytes=min(inflight_bytes, writing),
             durability_s=durability_s,
-            idle=self._scrub_some,
+            idle=self._scrub.step,
         )
 
     @property
@@ -169,7 +168,7 @@ class DiskTier:
             self._counters.loaded_pages += num_good
             self._counters.loaded_bytes += num_good * self._shape.slot_bytes
             for page, status in bad:
-                self._failed_page(page, int(status))
+                self._pages.failed(page, int(status), self._counters)
 
         future.add_done_callback(account)
         return future
@@ -252,16 +251,3 @@ class DiskTier:
         for segment in self._pages.segments():
             segment.close()
         self._files.close_all()
-
-    def _scrub_some(self) -> None:
-        if not self._reading:  # whoever waits for pages has the drive to himself
-            self._scrub.step()
-
-    def _failed_page(self, page: CachedPage, status: int) -> None:
-        if status == CHECKSUM:
-            self._counters.checksum_misses += 1
-        else:
-            self._counters.read_errors += 1
-        # Others, such as too many open files, say nothing about the page.
-        if status in (CHECKSUM, SHORT, errno.EIO):
-            self._pages.forget(page, bad_slot=status == errno.EIO)

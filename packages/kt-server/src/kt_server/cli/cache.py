@@ -42,8 +42,9 @@ def stats(root: RootArgument) -> None:
 @cache.command()
 def ls(root: RootArgument) -> None:
     """One line per namespace: a model with its settings, and a tenant. The newest comes first."""
+    namespaces = on_disk.namespaces(root)
     print(f"{'namespace':{_SHOWN_DIGITS}s}   tokens      size  prefixes  last written")
-    for key, space in on_disk.namespaces(root).items():
+    for key, space in namespaces.items():
         written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(space.newest_ns // 10**9))
         print(
             f"{key.hex()[:_SHOWN_DIGITS]}  {space.num_tokens:7d}  {_gb(space.num_bytes):>8s}  "
