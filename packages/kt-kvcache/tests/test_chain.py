@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kt_kvcache.chain import Chain, Extra
-from kt_kvcache.hashing import chain_hash_python
 
 NS_KEY = bytes(range(32))
 token_lists = st.lists(st.integers(0, 2**32 - 1), max_size=40)
@@ -24,25 +24,86 @@ def hashes(chain):
     return [chain.page_hash(i) for i in range(chain.num_pages)]
 
 
+def block(domain, h, page_tokens=4):
+    return domain.ljust(28, b"\0") + struct.pack("<I", page_tokens) + h
+
+
+def documented(tokens, extras, page_tokens, ns_key=NS_KEY):
+    """The hashes of a chain as chain.py defines them, with hashlib alone."""
+    hashes, root, since = [], ns_key, 0
+    for i in range(len(tokens) // page_tokens):
+        start, end = i * page_tokens, (i + 1) * page_tokens
+        mine = sorted((e for e in extras if start <= e.position < end), key=lambda e: e.position)
+        if mine:
+            message = block(b"kt-kvcache/extras/2", hashes[-1] if hashes else ns_key, page_tokens)
+            message += struct.pack(f"<{page_tokens}I", *tokens[start:end])
+            message += struct.pack("<H", len(mine))
+            for e in mine:
+                message += struct.pack("<BII", e.tag, e.position - start, len(e.data)) + e.data
+        else:
+            message = block(b"kt-kvcache/run/2", root, page_tokens)
+            message += struct.pack(f"<{end - since}I", *tokens[since:end])
+        hashes.append(hashlib.sha256(message).digest())
+        if mine:
+            root, since = hashes[-1], end
+    return hashes
+
+
 def test_golden_vectors_hold_on_every_machine():
-    chain = make([1, 2, 3, 2**32 - 1, 5, 6, 7, 8], [Extra(6, 9, b"image")])
+    chain = make([1, 2, 3, 2**32 - 1, 5, 6, 7, 8, 9, 10, 11, 12], [Extra(6, 9, b"image")])
     assert [h.hex() for h in hashes(chain)] == [
-        "d46e4be47c79c4a92d59fe1a6575b120cb7243fafd625821899c722c25b995fe",
-        "3c75b12ae68742bf9878ebc87cae5adb9affc3388d330294a3b0688d3f50c0d3",
+        "8e83aa46e6162e32d05cf0f909fb70699eb12a6138561264635ffc86b914106a",
+        "e3cd93878ae26b48cfc8742f8fd06e14d3ca85f8364005348531aa17969d5fdb",
+        "7e61736abd79de02cb9d215e5173648ff8a5457ed20c1ca7e53dc3713018da5e",
     ]
 
 
 def test_hash_follows_the_documented_bytes():
     extras = [Extra(6, 9, b"image"), Extra(5, 0, b"")]
-    chain = make([1, 2, 3, 4, 5, 6, 7, 8], extras)
-    first = hashlib.sha256(b"\x01" + NS_KEY + struct.pack("<I4IH", 4, 1, 2, 3, 4, 0)).digest()
-    body = struct.pack("<I4IH", 4, 5, 6, 7, 8, 2)
-    body += struct.pack("<BII", 0, 1, 0) + struct.pack("<BII", 9, 2, 5) + b"image"
-    second = hashlib.sha256(b"\x01" + first + body).digest()
-    assert hashes(chain) == [first, second]
-    assert chain.page_body(1) == body
+    chain = make(range(1, 17), extras)
+    run = block(b"kt-kvcache/run/2", NS_KEY)
+    first = hashlib.sha256(run + struct.pack("<4I", 1, 2, 3, 4)).digest()
+    tokens = struct.pack("<4I", 5, 6, 7, 8)
+    encoded = struct.pack("<H", 2)
+    encoded += struct.pack("<BII", 0, 1, 0) + struct.pack("<BII", 9, 2, 5) + b"image"
+    second = hashlib.sha256(block(b"kt-kvcache/extras/2", first) + tokens + encoded).digest()
+    run = block(b"kt-kvcache/run/2", second)
+    third = hashlib.sha256(run + struct.pack("<4I", 9, 10, 11, 12)).digest()
+    fourth = hashlib.sha256(run + struct.pack("<8I", *range(9, 17))).digest()
+    assert hashes(chain) == [first, second, third, fourth]
+    assert chain.page_body(1) == struct.pack("<I", 4) + tokens + encoded
     assert (chain.parent_hash(0), chain.parent_hash(1)) == (NS_KEY, first)
     assert list(chain.links(1)) == [(first, chain.page_body(0))]
+
+
+@given(st.data(), st.integers(1, 20))
+def test_extras_anywhere_in_any_pieces(data, page_tokens):
+    num_tokens = data.draw(st.integers(0, 6 * page_tokens))
+    tokens = data.draw(st.randoms()).choices(range(2**32), k=num_tokens)
+    positions = st.integers(0, max(0, num_tokens - 1))
+    where = data.draw(st.lists(positions, max_size=4)) if tokens else []
+    extras = [Extra(position, i, b"%d" % i) for i, position in enumerate(where)]
+    cuts = sorted(data.draw(st.lists(st.integers(0, num_tokens), max_size=4)))
+    chain = Chain(NS_KEY, page_tokens)
+    for start, end in pairwise([0, *cuts, num_tokens]):
+        chain.extend(tokens[start:end], [e for e in extras if start <= e.position < end])
+    assert hashes(chain) == documented(tokens, extras, page_tokens)
+
+
+def test_no_tokens_stand_for_extras_or_for_the_block_before_a_run():
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8]
+    with_extras = make(tokens, [Extra(1, 9, b"image")])
+    # What the second page's run began with, and the first page's extras, as token ids.
+    encoded = struct.pack("<HBII", 1, 9, 1, 5) + b"image"
+    for imitation in (
+        block(b"kt-kvcache/run/2", with_extras.page_hash(0)),
+        block(b"kt-kvcache/extras/2", NS_KEY) + struct.pack("<4I", 1, 2, 3, 4) + encoded,
+        struct.pack("<4I", 1, 2, 3, 4) + encoded,
+    ):
+        ids = np.frombuffer(imitation + bytes(-len(imitation) % 16), "<u4")
+        assert not set(hashes(make(ids))) & set(hashes(with_extras))
+        both = make(np.concatenate([ids, np.array(tokens, "<u4")]))
+        assert not set(hashes(both)) & set(hashes(with_extras))
 
 
 @given(st.lists(token_lists, max_size=6), st.integers(1, 5))
@@ -105,11 +166,12 @@ def test_extending_hashes_only_the_new_pages(monkeypatch):
     chain = make(range(40))
     hashed = []
 
-    def chain_hash(parent, tokens, page_tokens):
-        hashed.append(len(tokens))
-        return chain_hash_python(parent, tokens, page_tokens)
+    class Run:
+        def append(self, tokens, page_hashes):
+            hashed.append(len(tokens))
+            page_hashes += bytes(32)
 
-    monkeypatch.setattr("kt_kvcache.chain.chain_hash", chain_hash)
+    monkeypatch.setattr(chain, "_run", Run())
     chain.extend([1, 2, 3])
     assert hashed == []
     chain.extend([4, 5])

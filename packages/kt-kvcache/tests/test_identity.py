@@ -39,7 +39,7 @@ def test_ns_key_follows_the_documented_bytes():
     geometry += text("groups") + b"T\x01\0\0\0" + group + text("layout") + text("")
     geometry += text("shard") + b"T\x02\0\0\0" + number(0) + number(1)
     tag = hmac.new(b"secret", text("alice"), "sha256").digest()
-    raw = b"kt-kvcache/ns/1" + identity + geometry + b"B\x20\0\0\0" + tag
+    raw = b"kt-kvcache/ns/2" + identity + geometry + b"B\x20\0\0\0" + tag
     expected = hashlib.sha256(raw).digest()
     assert ns_key(IDENTITY, GEOMETRY, tenant_tag(b"secret", "alice")) == expected
 

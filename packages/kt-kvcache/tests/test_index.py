@@ -107,10 +107,14 @@ def test_a_trunk_kept_alive_by_a_later_use_outlives_older_branches(index):
 
 
 def test_a_hash_that_meets_other_tokens_is_a_miss(index, monkeypatch):
-    def colliding(parent, tokens, page_tokens):
-        return b"\xff" * 32 * (len(tokens) // (4 * page_tokens))
+    class Colliding:
+        def __init__(self, first_block, page_tokens):
+            self.page_bytes = 4 * page_tokens
 
-    monkeypatch.setattr("kt_kvcache.chain.chain_hash", colliding)
+        def append(self, tokens, hashes):
+            hashes += b"\xff" * 32 * (len(tokens) // self.page_bytes)
+
+    monkeypatch.setattr("kt_kvcache.chain.open_run", Colliding)
     index.add([1], 0)
     assert found(index, [1]) == [0]
     assert found(index, [2]) == []

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The path for any CPU.
 #include "constants.h"
-#include "page_blocks.h"
+#include "run_blocks.h"
 
 namespace kt::kvcache::portable {
 
@@ -18,9 +18,10 @@ inline void round(uint32_t a, uint32_t b, uint32_t& d, uint32_t e, uint32_t f, u
 }
 
 #include "schedules-inl.h"
+#include "lanes-inl.h"
 #include "rounds-inl.h"
 #include "pages-inl.h"
 
-void hash(const PagesToHash& pages) { hash_pages(pages); }
+void hash(RunningHash& run, const PagesToHash& pages) { hash_pages(run, pages); }
 
 }  // namespace kt::kvcache::portable

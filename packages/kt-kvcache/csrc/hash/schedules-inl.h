@@ -2,23 +2,17 @@
 // Message schedules of SHA-256 in vectors. Compiled once per path, inside its namespace and target
 // region: no include guard, no headers.
 
-using Words4 = uint32_t __attribute__((vector_size(16)));
 using Words8 = uint32_t __attribute__((vector_size(32)));
 
-template <class Words>
-[[gnu::always_inline]] inline Words sigma0(Words x) {
+[[gnu::always_inline]] inline Words8 sigma0(Words8 x) {
   return (x >> 7 | x << 25) ^ (x >> 18 | x << 14) ^ x >> 3;
 }
 
-template <class Words>
-[[gnu::always_inline]] inline Words sigma1(Words x) {
+[[gnu::always_inline]] inline Words8 sigma1(Words8 x) {
   return (x >> 17 | x << 15) ^ (x >> 19 | x << 13) ^ x >> 10;
 }
 
-template <class Words>
-[[gnu::always_inline]] inline Words big_endian(const uint8_t* p) {
-  Words x;
-  std::memcpy(&x, p, sizeof(x));
+[[gnu::always_inline]] inline Words8 big_endian(Words8 x) {
   return x >> 24 | (x >> 8 & 0xff00) | (x << 8 & 0xff0000) | x << 24;
 }
 
@@ -42,20 +36,27 @@ template <class Words>
 }
 
 // The message schedule (FIPS 180-4, 6.2.2 step 1) of kLanes blocks.
-inline void schedule(const uint8_t (&blocks)[kLanes][64], Schedules& out) {
+inline void schedule(const uint8_t* const (&blocks)[kLanes], Schedules& out) {
   Words8 w[16];
   for (int half = 0; half < 2; ++half) {
     Words8 x[8];
-    for (int i = 0; i < kLanes; ++i) x[i] = big_endian<Words8>(blocks[i] + 32 * half);
+    for (int i = 0; i < kLanes; ++i) {
+      std::memcpy(&x[i], blocks[i] + 32 * half, sizeof(x[i]));
+      x[i] = big_endian(x[i]);
+    }
     transpose(x);
     for (int i = 0; i < 8; ++i) w[8 * half + i] = x[i];
   }
 #pragma GCC unroll 1
-  for (int t = 0; t < 64; t += 16)
+  for (int t = 0; t < 48; t += 16)
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       const Words8 wk = w[i] + kRoundConstants[t + i];
       std::memcpy(out.wk[t + i], &wk, sizeof(wk));
       w[i] += sigma0(w[(i + 1) & 15]) + w[(i + 9) & 15] + sigma1(w[(i + 14) & 15]);
     }
+  for (int i = 0; i < 16; ++i) {
+    const Words8 wk = w[i] + kRoundConstants[48 + i];
+    std::memcpy(out.wk[48 + i], &wk, sizeof(wk));
+  }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The path for the SHA instructions, and the same code on a model of them.
 #include "constants.h"
-#include "page_blocks.h"
+#include "run_blocks.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -64,55 +64,102 @@ struct Instructions {
 
 namespace {
 
-template <class Sha>
-inline void compress(__m128i& abef, __m128i& cdgh, const uint8_t* block) {
-  const __m128i swap = _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
-  __m128i w[4];
-  for (int i = 0; i < 4; ++i)
-    w[i] = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block) + i), swap);
-  const __m128i abef0 = abef, cdgh0 = cdgh;
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {  // four rounds
-    __m128i &w0 = w[i & 3], &w4 = w[(i + 1) & 3], &w8 = w[(i + 2) & 3], &w12 = w[(i + 3) & 3];
-    const auto* k = reinterpret_cast<const __m128i*>(kRoundConstants) + i;
-    const __m128i wk = _mm_add_epi32(w0, _mm_load_si128(k));
-    cdgh = Sha::rounds(cdgh, abef, wk);
-    abef = Sha::rounds(abef, cdgh, _mm_shuffle_epi32(wk, 0x0e));
-    const __m128i w9 = _mm_alignr_epi8(w12, w8, 4);
-    if (i < 12) w0 = Sha::message2(_mm_add_epi32(Sha::message1(w0, w4), w9), w12);
+// Eight words of state, as the instructions want them.
+struct State {
+  __m128i abef, cdgh;
+
+  static State load(const uint32_t (&s)[8]) {
+    return {_mm_set_epi32(int(s[0]), int(s[1]), int(s[4]), int(s[5])),
+            _mm_set_epi32(int(s[2]), int(s[3]), int(s[6]), int(s[7]))};
   }
-  abef = _mm_add_epi32(abef, abef0);
-  cdgh = _mm_add_epi32(cdgh, cdgh0);
+
+  void store(void* out) const {
+    const __m128i feba = _mm_shuffle_epi32(abef, 0x1b), hgdc = _mm_shuffle_epi32(cdgh, 0x1b);
+    _mm_storeu_si128(static_cast<__m128i*>(out), _mm_unpacklo_epi64(feba, hgdc));
+    _mm_storeu_si128(static_cast<__m128i*>(out) + 1, _mm_unpackhi_epi64(feba, hgdc));
+  }
+};
+
+inline __m128i big_endian(__m128i x) {
+  return _mm_shuffle_epi8(x, _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3));
 }
 
-template <class Sha>
-inline void hash_pages(const PagesToHash& pages) {
-  const PageBlocks blocks(pages);
-  const uint32_t* s = kInitialState;
-  const uint8_t* parent = pages.parent;
-  for (size_t page = 0; page < pages.num_pages; ++page) {
-    __m128i abef = _mm_set_epi32(int(s[0]), int(s[1]), int(s[4]), int(s[5]));
-    __m128i cdgh = _mm_set_epi32(int(s[2]), int(s[3]), int(s[6]), int(s[7]));
-    uint8_t raw[64];
-    blocks.write_first(page, parent, raw);
-    compress<Sha>(abef, cdgh, raw);
-    for (size_t block = 1; block < blocks.num_blocks(); ++block) {
-      blocks.write(page, block, raw);
-      compress<Sha>(abef, cdgh, raw);
-    }
-    const __m128i swap = _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    abef = _mm_shuffle_epi8(abef, swap), cdgh = _mm_shuffle_epi8(cdgh, swap);
-    auto* hash = reinterpret_cast<__m128i*>(pages.hashes + page * kHashBytes);
-    _mm_storeu_si128(hash, _mm_unpacklo_epi64(abef, cdgh));
-    _mm_storeu_si128(hash + 1, _mm_unpackhi_epi64(abef, cdgh));
-    parent = pages.hashes + page * kHashBytes;
+// A block of each of `n` messages. Nearly all of a round is waiting for the one before: two
+// messages in turns take little longer than one.
+template <class Sha, int n>
+inline void compress(State (&states)[n], const uint8_t* const (&blocks)[n]) {
+  __m128i w[n][4];
+  State s[n];
+  for (int m = 0; m < n; ++m) {
+    for (int i = 0; i < 4; ++i)
+      w[m][i] = big_endian(_mm_loadu_si128(reinterpret_cast<const __m128i*>(blocks[m]) + i));
+    s[m] = states[m];
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)  // four rounds
+#pragma GCC unroll 2
+    for (int m = 0; m < n; ++m) {
+      __m128i &w0 = w[m][i & 3], &w12 = w[m][(i + 3) & 3];
+      const __m128i &w4 = w[m][(i + 1) & 3], &w8 = w[m][(i + 2) & 3];
+      const auto* k = reinterpret_cast<const __m128i*>(kRoundConstants) + i;
+      const __m128i wk = _mm_add_epi32(w0, _mm_load_si128(k));
+      s[m].cdgh = Sha::rounds(s[m].cdgh, s[m].abef, wk);
+      s[m].abef = Sha::rounds(s[m].abef, s[m].cdgh, _mm_shuffle_epi32(wk, 0x0e));
+      const __m128i w9 = _mm_alignr_epi8(w12, w8, 4);
+      if (i < 12) w0 = Sha::message2(_mm_add_epi32(Sha::message1(w0, w4), w9), w12);
+    }
+  for (int m = 0; m < n; ++m) {
+    states[m].abef = _mm_add_epi32(s[m].abef, states[m].abef);
+    states[m].cdgh = _mm_add_epi32(s[m].cdgh, states[m].cdgh);
+  }
+}
+
+// The run, and beside each page's first block what ends the message of the page before.
+template <class Sha>
+inline void hash_pages(RunningHash& run, const PagesToHash& pages) {
+  const RunBlocks blocks(run, pages);
+  State state[1] = {State::load(run.state)}, ended[1];
+  uint8_t last[kBlockBytes];
+  size_t num_ended = 0;  // pages whose hashes are there
+  const auto store_hash = [&] {
+    const State hash = {big_endian(ended[0].abef), big_endian(ended[0].cdgh)};
+    hash.store(pages.hashes + kHashBytes * num_ended++);
+  };
+  size_t block = 0;
+  for (size_t page = 0; page < pages.num_pages; ++page) {
+    for (const size_t end = blocks.end_of(page); block < end; ++block) {
+      if (num_ended < page) {
+        State both[2] = {state[0], ended[0]};
+        compress<Sha, 2>(both, {blocks.block(block), last});
+        state[0] = both[0], ended[0] = both[1];
+        store_hash();
+      } else {
+        compress<Sha, 1>(state, {blocks.block(block)});
+      }
+    }
+    if (num_ended < page) {  // no block in between
+      compress<Sha, 1>(ended, {last});
+      store_hash();
+    }
+    ended[0] = state[0];
+    if (blocks.ends_twice(page)) {
+      blocks.write_end(page, last);
+      compress<Sha, 1>(ended, {last});
+    }
+    blocks.write_last(page, last);
+  }
+  compress<Sha, 1>(ended, {last});
+  store_hash();
+  state[0].store(run.state);
+  blocks.continue_run(run);
 }
 
 }  // namespace
 
 namespace sha_ni {
-void hash(const PagesToHash& pages) { hash_pages<sha_ni::Instructions>(pages); }
+void hash(RunningHash& run, const PagesToHash& pages) {
+  hash_pages<sha_ni::Instructions>(run, pages);
+}
 }  // namespace sha_ni
 
 #pragma GCC pop_options
@@ -120,7 +167,7 @@ void hash(const PagesToHash& pages) { hash_pages<sha_ni::Instructions>(pages); }
 #pragma GCC push_options
 #pragma GCC target("ssse3,sse4.1")
 namespace sha_ni_emulated {
-void hash(const PagesToHash& pages) { hash_pages<Model>(pages); }
+void hash(RunningHash& run, const PagesToHash& pages) { hash_pages<Model>(run, pages); }
 }  // namespace sha_ni_emulated
 #pragma GCC pop_options
 

@@ -2,7 +2,7 @@
 // The paths for AVX2 and BMI2, and for AVX-512, which has rotations of vectors, for the schedules
 // only: compilers given all of it for the rounds as well keep spilled words in vectors.
 #include "constants.h"
-#include "page_blocks.h"
+#include "run_blocks.h"
 
 #if defined(__x86_64__)
 #pragma GCC push_options
@@ -47,10 +47,11 @@ namespace kt::kvcache::avx2 {
 }
 
 #include "schedules-inl.h"
+#include "lanes-inl.h"
 #include "rounds-inl.h"
 #include "pages-inl.h"
 
-void hash(const PagesToHash& pages) { hash_pages(pages); }
+void hash(RunningHash& run, const PagesToHash& pages) { hash_pages(run, pages); }
 
 }  // namespace kt::kvcache::avx2
 #pragma GCC pop_options
@@ -60,16 +61,16 @@ namespace kt::kvcache::avx512 {
 #pragma GCC push_options
 #pragma GCC target("avx2,avx512f,avx512vl")
 #include "schedules-inl.h"
+#include "lanes-inl.h"
 #pragma GCC pop_options
 
 using avx2::compress;
-using avx2::compress_block;
 
 #pragma GCC push_options
 #pragma GCC target("avx2,bmi,bmi2")
 #include "pages-inl.h"
 
-void hash(const PagesToHash& pages) { hash_pages(pages); }
+void hash(RunningHash& run, const PagesToHash& pages) { hash_pages(run, pages); }
 #pragma GCC pop_options
 
 }  // namespace kt::kvcache::avx512

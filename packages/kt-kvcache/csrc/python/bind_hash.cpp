@@ -11,6 +11,7 @@
 #include "bindings.h"
 #include "check.h"
 #include "gil.h"
+#include "hash/constants.h"
 #include "hash/sha256.h"
 
 namespace kt::kvcache {
@@ -19,14 +20,14 @@ namespace {
 // Bytes of any object that has them in one piece; held, and kept from being resized, meanwhile.
 class HeldBytes {
  public:
-  explicit HeldBytes(nb::handle object) {
-    if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_SIMPLE) != 0) nb::raise_python_error();
+  HeldBytes(nb::handle object, int flags) {
+    if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) nb::raise_python_error();
   }
   ~HeldBytes() { PyBuffer_Release(&buffer_); }
   HeldBytes(const HeldBytes&) = delete;
   HeldBytes& operator=(const HeldBytes&) = delete;
 
-  const uint8_t* data() const { return static_cast<const uint8_t*>(buffer_.buf); }
+  uint8_t* data() const { return static_cast<uint8_t*>(buffer_.buf); }
   size_t size() const { return static_cast<size_t>(buffer_.len); }
 
  private:
@@ -38,32 +39,56 @@ const HashPath& find_path(const std::optional<std::string>& name) {
   const auto path = std::find_if(paths.begin(), paths.end(), [&](const HashPath& p) {
     return (!name || *name == p.name) && p.supported();
   });
-  require(path != paths.end(), "chain_hash", "path must be one of hash_paths()",
+  require(path != paths.end(), "run_hasher", "path must be one of hash_paths()",
           name.value_or("none"));
   return *path;
 }
 
-nb::bytes chain_hash(nb::handle parent, nb::handle tokens, int64_t page_tokens,
-                     const std::optional<std::string>& path_name) {
-  const HeldBytes parent_bytes(parent), token_bytes(tokens);
-  require(parent_bytes.size() == kHashBytes, "chain_hash", "parent must have 32 bytes",
-          std::to_string(parent_bytes.size()));
-  require(page_tokens > 0 && page_tokens <= std::numeric_limits<uint32_t>::max(), "chain_hash",
-          "page_tokens must be in [1, 2**32)", std::to_string(page_tokens));
-  const size_t page_bytes = 4 * static_cast<size_t>(page_tokens);
-  require(token_bytes.size() % page_bytes == 0, "chain_hash", "tokens must fill whole pages",
-          std::to_string(token_bytes.size()) + " bytes");
-  const HashPath& path = find_path(path_name);
-  const size_t num_pages = token_bytes.size() / page_bytes;
-  nb::bytes hashes(nullptr, num_pages * kHashBytes);
-  const PagesToHash pages = {parent_bytes.data(), token_bytes.data(), num_pages,
-                             static_cast<uint32_t>(page_tokens),
-                             reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(hashes.ptr()))};
-  {
-    ReleasedGil released;
-    path.hash(pages);
+class RunHasher {
+ public:
+  RunHasher(nb::bytes first_block, int64_t page_tokens, const std::optional<std::string>& path)
+      : path_(find_path(path)), page_tokens_(static_cast<uint32_t>(page_tokens)) {
+    require(first_block.size() == kBlockBytes, "run_hasher", "first_block must have 64 bytes",
+            std::to_string(first_block.size()));
+    require(page_tokens > 0 && page_tokens <= std::numeric_limits<uint32_t>::max(), "run_hasher",
+            "page_tokens must be in [1, 2**32)", std::to_string(page_tokens));
+    std::memcpy(run_.state, kInitialState, sizeof(run_.state));
+    std::memcpy(run_.rest, first_block.data(), kBlockBytes);
+    run_.num_rest = run_.num_bytes = kBlockBytes;
   }
-  return hashes;
+
+  void append(nb::handle tokens, nb::bytearray hashes) {
+    const HeldBytes token_bytes(tokens, PyBUF_SIMPLE);
+    const size_t page_bytes = size_t{4} * page_tokens_, num_before = hashes.size();
+    require(token_bytes.size() % page_bytes == 0, "run_hasher", "tokens must fill whole pages",
+            std::to_string(token_bytes.size()) + " bytes");
+    const size_t num_pages = token_bytes.size() / page_bytes;
+    if (num_pages == 0) return;
+    const auto size = static_cast<Py_ssize_t>(num_before + num_pages * kHashBytes);
+    if (PyByteArray_Resize(hashes.ptr(), size) != 0) nb::raise_python_error();
+    const HeldBytes out(hashes, PyBUF_WRITABLE);
+    RunningHash run = run_;  // a copy: other threads may call meanwhile
+    {
+      ReleasedGil released;
+      path_.hash(run, {token_bytes.data(), num_pages, page_tokens_, out.data() + num_before});
+    }
+    run_ = run;
+  }
+
+ private:
+  const HashPath& path_;
+  uint32_t page_tokens_;
+  RunningHash run_;
+};
+
+// The value of an int of one digit, as nearly all ids are, without a call; negative for others.
+int64_t small_id(PyObject* id) {
+#if PY_VERSION_HEX >= 0x030C0000
+  auto* number = reinterpret_cast<PyLongObject*>(id);
+  return PyUnstable_Long_IsCompact(number) ? int64_t{PyUnstable_Long_CompactValue(number)} : -1;
+#else
+  return Py_SIZE(id) == 1 ? int64_t{reinterpret_cast<PyLongObject*>(id)->ob_digit[0]} : -1;
+#endif
 }
 
 // Ids as u32 little-endian; None where one is not a plain int of that range.
@@ -73,7 +98,8 @@ nb::object encode_tokens(nb::list tokens) {
   for (nb::handle token : tokens) {
     if (!PyLong_Check(token.ptr())) return nb::none();
     int overflow = 0;
-    const long long id = PyLong_AsLongLongAndOverflow(token.ptr(), &overflow);
+    long long id = small_id(token.ptr());
+    if (id < 0) id = PyLong_AsLongLongAndOverflow(token.ptr(), &overflow);
     if (overflow != 0 || id < 0 || id > std::numeric_limits<uint32_t>::max()) return nb::none();
     const auto word = static_cast<uint32_t>(id);
     std::memcpy(out, &word, sizeof(word));
@@ -85,8 +111,10 @@ nb::object encode_tokens(nb::list tokens) {
 }  // namespace
 
 void bind_hash(nb::module_& m) {
-  m.def("chain_hash", chain_hash, nb::arg("parent"), nb::arg("tokens"), nb::arg("page_tokens"),
-        nb::arg("path") = nb::none());
+  nb::class_<RunHasher>(m, "RunHasher")
+      .def(nb::init<nb::bytes, int64_t, const std::optional<std::string>&>(),
+           nb::arg("first_block"), nb::arg("page_tokens"), nb::arg("path") = nb::none())
+      .def("append", &RunHasher::append, nb::arg("tokens"), nb::arg("hashes"));
   m.def("encode_tokens", encode_tokens, nb::arg("tokens"));
   m.def("hash_paths", [] {
     std::vector<std::string> names;

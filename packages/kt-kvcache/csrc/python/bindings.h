@@ -9,7 +9,7 @@ namespace kt::kvcache {
 
 namespace nb = nanobind;
 
-void bind_hash(nb::module_& m);   // chain_hash, hash_paths
+void bind_hash(nb::module_& m);   // RunHasher, hash_paths
 void bind_mover(nb::module_& m);  // PageMover
 void bind_copy(nb::module_& m);   // copy_pages
 void bind_pages(nb::module_& m);  // CachedPages

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from kt_kvcache.page import CachedPage
 
-def chain_hash(
-    parent: bytes,
-    tokens: bytes | bytearray | memoryview,
-    page_tokens: int,
-    path: str | None = None,
-) -> bytes: ...
+class RunHasher:
+    def __init__(self, first_block: bytes, page_tokens: int, path: str | None = None) -> None: ...
+    def append(self, tokens: bytes | bytearray | memoryview, hashes: bytearray) -> None: ...
+
 def encode_tokens(tokens: list[int]) -> bytearray | None: ...
 def hash_paths() -> list[str]: ...
 def copy_pages(

@@ -2,11 +2,18 @@
 """The hash chain that names the full pages of a token sequence; it never looks into the store.
 
     h_0 = ns_key
-    h_i = SHA256(0x01 || h_{i-1} || body_i)
-    body_i = u32 n || n token ids as u32 || u16 k || k x (u8 tag, u32 offset, u32 length, bytes)
+    h_i = SHA256(block("kt-kvcache/extras/2", h_{i-1}) || tokens_i || extras_i)  with extras
+    h_i = SHA256(block("kt-kvcache/run/2", h_r) || tokens_{r+1} || ... || tokens_i)  without,
+          where r is the last page before i that has extras, or 0
+    block(domain, h) = domain, padded with zeros to 28 bytes || u32 n || h  (64 bytes)
+    tokens_i = n token ids as u32
+    extras_i = u16 k || k x (u8 tag, u32 offset, u32 length, bytes)
 
 All integers are little-endian; n is the page size; `offset` is the extra's token position inside
-its page. There is no seed: the same input gives the same hash in every process.
+its page. There is no seed: the same input gives the same hash in every process. Pages without
+extras in a row are a run: one running hash over their bare tokens, read after each page (ADR 0015).
+
+A page's body, which is kept and compared wherever a page is, is u32 n || tokens_i || extras_i.
 """
 
 import sys
@@ -20,7 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kt_kvcache.errors import require_int
-from kt_kvcache.hashing import HASH_BYTES, NO_EXTRAS, TOKEN_BYTES, chain_hash, page_hash
+from kt_kvcache.hashing import (
+    HASH_BYTES,
+    NO_EXTRAS,
+    TOKEN_BYTES,
+    first_block,
+    hash_with_extras,
+    open_run,
+)
 from kt_kvcache.native import HAS_CORE
 
 if HAS_CORE:
@@ -58,7 +72,7 @@ class Chain:
     Made by ``Space.chain``. A chain belongs to one thread at a time.
     """
 
-    __slots__ = ("_extra_bytes", "_extras", "_hashes", "_tokens", "ns_key", "page_tokens")
+    __slots__ = ("_extra_bytes", "_extras", "_hashes", "_run", "_tokens", "ns_key", "page_tokens")
 
     def __init__(self, ns_key: bytes, page_tokens: int) -> None:
         """Starts an empty chain at h_0 = `ns_key` with `page_tokens` tokens per page."""
@@ -69,6 +83,7 @@ class Chain:
         self._tokens = bytearray()  # encoded, with those after the last full page
         self._extra_bytes: dict[int, bytes] = {}  # encoded, of full pages that have extras
         self._extras: list[Extra] = []  # by position, not hashed yet
+        self._run = open_run(first_block(page_tokens, ns_key), page_tokens)
 
     @property
     def num_tokens(self) -> int:
@@ -116,7 +131,7 @@ class Chain:
         return self.page_hash(page - 1) if page else self.ns_key
 
     def page_body(self, page: int) -> bytes:
-        """Returns the hashed body of full page `page`: its token ids and extras."""
+        """Returns the body of full page `page`: its token ids and extras."""
         require_int("page_body", "page", page, 0, self.num_pages - 1)
         return b"".join(self._parts(page))
 
@@ -162,7 +177,7 @@ class Chain:
         page_bytes = self.page_tokens * TOKEN_BYTES
         with memoryview(self._tokens) as tokens:
             pages = tokens[first * page_bytes : last * page_bytes]
-            self._hashes += chain_hash(self.parent_hash(first), pages, self.page_tokens)
+            self._run.append(pages, self._hashes)
             pages.release()  # or the tokens could not grow
 
     def _hash_page_with_extras(self, page: int) -> None:
@@ -170,7 +185,10 @@ class Chain:
         mine = [extra for extra in self._extras if extra.position < end]
         self._extras = self._extras[len(mine) :]
         self._extra_bytes[page] = self._encode_extras(page, mine)
-        self._hashes += page_hash(self.parent_hash(page), b"".join(self._parts(page)))
+        _, tokens, encoded = self._parts(page)
+        named = hash_with_extras(self.page_tokens, self.parent_hash(page), tokens, encoded)
+        self._hashes += named
+        self._run = open_run(first_block(self.page_tokens, named), self.page_tokens)
 
     def _checked_extras(self, extras: Sequence[Extra], num_new: int) -> list[Extra]:
         first, last = self.num_tokens, self.num_tokens + num_new - 1
@@ -202,7 +220,8 @@ def _encode_tokens(tokens: TokenIds) -> memoryview:
     if isinstance(tokens, np.ndarray):
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise ValueError(f"{rule}; got {tokens.dtype} {tokens.shape}")
-        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 2**32:
+        in_range = tokens.dtype.kind == "u" and tokens.dtype.itemsize <= TOKEN_BYTES
+        if not (in_range or not tokens.size or 0 <= int(tokens.min()) <= int(tokens.max()) < 2**32):
             raise ValueError(f"{rule}; got values in [{tokens.min()}, {tokens.max()}]")
         return np.ascontiguousarray(tokens, "<u4").view(np.uint8).data
     if isinstance(tokens, (bytes, bytearray, str)):  # array() would take their raw bytes

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may share KV bytes with whom: the namespace key of a space; it hashes no tokens.
 
-    ns_key = SHA256("kt-kvcache/ns/1" || canon(identity) || canon(geometry) || canon(tenant_tag))
+    ns_key = SHA256("kt-kvcache/ns/2" || canon(identity) || canon(geometry) || canon(tenant_tag))
     tenant_tag = HMAC-SHA256(store secret, canon(tenant)), or None where no tenant was named
 
 ``canon`` tags every value with its type and prefixes its length, so that different values never
@@ -23,7 +23,7 @@ from typing import Any
 
 from kt_kvcache.errors import require_int
 
-_NAMESPACE_DOMAIN = b"kt-kvcache/ns/1"
+_NAMESPACE_DOMAIN = b"kt-kvcache/ns/2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Links(Protocol):
         """Hash of the page before it, or the ns_key."""
 
     def page_body(self, page: int) -> bytes:
-        """Token ids and extras of a full page, as hashed."""
+        """Token ids and extras of a full page."""
 
 
 class PageIndex:

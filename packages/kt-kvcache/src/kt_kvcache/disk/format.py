@@ -90,7 +90,7 @@ class SlotShape:
 
     @property
     def max_body_bytes(self) -> int:
-        """Longest hashed body (token ids and extras) that a record holds."""
+        """Longest body (token ids and extras) that a record holds."""
         return self.record_bytes - _RECORD.size - 8 * self.num_extents - _SUM.size
 
 
@@ -134,7 +134,7 @@ class PageName:
         return self.parent
 
     def page_body(self, page: int) -> bytes:
-        """Returns its token ids and extras, as hashed."""
+        """Returns its token ids and extras."""
         return self.body
 
 
