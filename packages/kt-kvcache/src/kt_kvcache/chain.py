@@ -108,7 +108,10 @@ class Chain:
         encoded = _encode_tokens(tokens)
         if extras:
             self._extras += self._checked_extras(extras, len(encoded) // TOKEN_BYTES)
-        self._tokens += encoded
+        if isinstance(encoded, bytearray) and not self._tokens:
+            self._tokens = encoded  # nobody else's: not copied
+        else:
+            self._tokens += encoded
         first, end = self.num_pages, self.num_tokens // self.page_tokens
         while first < end:
             last = end
@@ -214,8 +217,8 @@ class Chain:
         return b"".join(parts)
 
 
-def _encode_tokens(tokens: TokenIds) -> memoryview:
-    """Returns the ids as bytes of u32 little-endian."""
+def _encode_tokens(tokens: TokenIds) -> bytearray | memoryview:
+    """Returns the ids as bytes of u32 little-endian: new ones, or those of an array."""
     rule = "[kvstore.extend] tokens must be a 1-D sequence of integers in [0, 2**32)"
     if isinstance(tokens, np.ndarray):
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -229,7 +232,7 @@ def _encode_tokens(tokens: TokenIds) -> memoryview:
     if HAS_CORE and isinstance(tokens, list):
         encoded = _core.encode_tokens(tokens)  # 3x faster than array()
         if encoded is not None:
-            return memoryview(encoded)
+            return encoded
     try:
         # array("I") is four bytes on every platform CPython runs on, and checks range and type
         # in C: 3x faster than numpy on a list.
