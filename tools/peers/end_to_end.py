@@ -201,7 +201,8 @@ def output_rate(served: Served, streams: int, options: argparse.Namespace) -> fl
 def cold_start(
     engines: tuple[WholeEngine, WholeEngine], options: argparse.Namespace
 ) -> list[Compared]:
-    """From the start of a server's process to its first token, the file not in the page cache."""
+    """From the start of a server's process to its first token, the model's file not in the page
+    cache. Programs and libraries stay there, for both: what is compared is loading the model."""
     figure = Compared("cold start to first token", "s")
 
     def run(engine: WholeEngine) -> tuple[float]:
