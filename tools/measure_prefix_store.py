@@ -38,7 +38,7 @@ OWN_TOKENS = 8  # of each prompt, behind the shared prefix: a short question
 STREAM_TOKENS = 32  # of the prompts of streams
 PROMPT_TOKENS = 256  # of those that come meanwhile: some chunks each
 # However slow the machine: enough for gaps to be seen at all.
-LEAST_OUTPUT_TOKENS, LEAST_WARM_UP_TOKENS = 64, 32
+LEAST_OUTPUT_TOKENS, LEAST_WARM_UP_TOKENS = 40, 20
 # An idle server measures its own steps (exec/probe.py) until then, at the other one's expense.
 PROBE_S = 4.0
 # Beside prompts a step takes some three times as long as alone, so a turn gets fewer tokens.
