@@ -72,6 +72,11 @@ def test_a_restart_keeps_the_hits_and_answers_the_same(root: Path) -> None:
     assert cached(root, turn) == 28
 
 
+def test_pages_move_the_way_that_was_asked_for(root: Path) -> None:
+    with engine_on(root, kv_io="threads") as engine:
+        assert engine._parts.store._store.stats().disk.io == "threads"
+
+
 def test_many_requests_after_a_restart_load_the_same_pages(root: Path) -> None:
     cached(root)
     prompts = {f"{i}": (*PROMPT, i) for i in range(6)}

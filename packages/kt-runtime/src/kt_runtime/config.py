@@ -12,6 +12,7 @@ WeightFormat = Literal["native", "float32", "bf16", "int8", "int4"]
 KVDtype = Literal["auto", "float32", "bf16"]
 Backend = Literal["kt", "torch"]
 SchedulePolicy = Literal["fcfs", "priority"]
+KVIo = Literal["auto", "threads", "uring"]
 ModelIdentity = Literal["sampled", "full"]
 
 
@@ -34,6 +35,8 @@ class EngineConfig:
         kv_disk_path: a directory that keeps KV pages between starts and for what memory does not
             hold; any number of processes may share it. None keeps them in memory only.
         kv_disk_gb: most that it may take of the disk, in 10^9 bytes, of all processes together.
+        kv_io: how they are read and written: "threads" or "uring" (Linux's io_uring); "auto" is
+            io_uring where the system lets us use it.
         kv_tenant_share: part of the KV pages, in memory and on disk, that each tenant is sure of:
             while one has more, only he loses pages to others. 1: those unused longest go,
             whoever's they are.
@@ -75,6 +78,7 @@ class EngineConfig:
     kv_cpu_memory_gb: float = 1.0
     kv_disk_path: str | None = None
     kv_disk_gb: float = 20.0
+    kv_io: KVIo = "auto"
     kv_tenant_share: float = 1.0
     page_order_seed: int | None = None
     max_model_len: int | None = None
@@ -103,6 +107,7 @@ class EngineConfig:
         one_of("kv_dtype", self.kv_dtype, get_args(KVDtype))
         one_of("backend", self.backend, get_args(Backend))
         one_of("device", self.device, ("auto", "cpu"))
+        one_of("kv_io", self.kv_io, get_args(KVIo))
         one_of("model_identity", self.model_identity, get_args(ModelIdentity))
         one_of("schedule_policy", self.schedule_policy, get_args(SchedulePolicy))
         check(self.group_size in (32, 64, 128), "group_size must be 32, 64 or 128", self.group_size)

@@ -45,7 +45,7 @@ class ModelStore:
 
     Raises:
         ValueError: kv_disk_path is no safe place, or kv_disk_gb too small for a page.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or the system refuses kv_io="uring".
     """
 
     def __init__(self, config: EngineConfig, kv: Sequence[KVLayer], origin: KVOrigin) -> None:
@@ -68,6 +68,7 @@ class ModelStore:
             config.page_size,
             disk_bytes=0 if root is None else int(config.kv_disk_gb * 1e9),
             tenant_share=config.kv_tenant_share,
+            io=config.kv_io,
         )
         self._store = KVStore.open(root, config=sizes, arena=arena)
         self._final_stats: Stats | None = None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kt_runtime.config import EngineConfig, ModelIdentity, SchedulePolicy
+from kt_runtime.config import EngineConfig, KVIo, ModelIdentity, SchedulePolicy
 from kt_runtime.core import EngineStats
 from kt_server import __version__
 from kt_server.cli.config_file import ConfigOption
@@ -45,6 +45,9 @@ def serve(
     kv_page_size: Annotated[int, typer.Option(help="Tokens per KV page.")] = 16,
     kv_disk_path: KVDiskPathOption = None,
     kv_disk_gb: KVDiskOption = 20.0,
+    kv_io: Annotated[
+        KVIo, typer.Option(help="How stored KV is read and written; auto: io_uring if allowed.")
+    ] = "auto",
     kv_tenant_share: Annotated[
         float,
         typer.Option(
@@ -91,6 +94,7 @@ def serve(
         page_size=kv_page_size,
         kv_disk_path=kv_disk_path,
         kv_disk_gb=kv_disk_gb,
+        kv_io=kv_io,
         kv_tenant_share=kv_tenant_share,
         model_identity=model_identity,
         max_batch_tokens=max_batch_tokens,
