@@ -173,8 +173,8 @@ MUTATIONS = (
     Mutation(
         "rows_above_16_multiplied_as_the_first",
         TILES,
-        "product<1>(start, a + kTileMaxRows * kBlock, dots + kTileMaxRows)",
-        "product<1>(start, a, dots + kTileMaxRows)",
+        "product<part>(start, a + first * kBlock, dots + first)",
+        "product<part>(start, a, dots + first)",
         "test_linear.py",
         "amx_emu and matches and int8",
     ),

@@ -76,6 +76,7 @@ THREAD = Leg(
     tests=(
         "test_thread_pool.py",
         "test_graph.py",
+        "test_attention.py",
         "test_moe.py",
         "test_experts.py",
         "test_linear.py",

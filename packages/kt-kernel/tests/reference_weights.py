@@ -62,13 +62,20 @@ def _round(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.rint(x * _inverse(scale)[..., None])
 
 
-def _symmetric(limit: int):
+def _farthest(x: np.ndarray) -> np.ndarray:
+    """Of each group, the value farthest from 0, the positive one of two."""
+    low, high = x.min(-1), x.max(-1)
+    return np.where(high >= -low, high, low)
+
+
+def _signed(low: int, high: int):
     def of(weight: np.ndarray, group_size: int):
         k = weight.shape[1]
         x = grouped(weight, _group(group_size, k))
-        scale = round_bf16(np.abs(x).max(-1) / F32(limit))
+        extreme = -np.abs(x).max(-1) if low == -high else _farthest(x)
+        scale = round_bf16(extreme / F32(low))
         scale = np.where(_inverse(scale) == 0, F32(0), scale)
-        return _by_group(np.clip(_round(x, scale), -limit, limit), scale, k)
+        return _by_group(np.clip(_round(x, scale), low, high), scale, k)
 
     return of
 
@@ -84,9 +91,7 @@ def _int4_zp(weight: np.ndarray, group_size: int):
 
 def _q4_0(weight: np.ndarray, _: int):
     x = grouped(weight, BLOCK)
-    low, high = x.min(-1), x.max(-1)
-    top = np.where(high >= -low, high, low)  # becomes -8
-    scale = (top / F32(-8)).astype(np.float16)
+    scale = (_farthest(x) / F32(-8)).astype(np.float16)
     return _by_group(np.clip(_round(x, scale), -8, 7), scale, weight.shape[1])
 
 
@@ -124,8 +129,8 @@ _FROM_FLOATS = {
     "float32": lambda weight, _: (weight.astype(F64), None, None),
     "bf16": lambda weight, _: (round_bf16(weight).astype(F64), None, None),
     "f16": lambda weight, _: (weight.astype(np.float16).astype(F64), None, None),
-    "int8": _symmetric(127),
-    "int4": _symmetric(7),
+    "int8": _signed(-127, 127),
+    "int4": _signed(-8, 7),
     "int4_zp": _int4_zp,
     "q4_0": _q4_0,
     "q4_1": _q4_1,

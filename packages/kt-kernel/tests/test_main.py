@@ -119,3 +119,11 @@ def test_it_runs_as_a_module():
     command = [sys.executable, "-m", "kt_kernel", "--matrix"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "route" in result.stdout
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback():
+    command = [sys.executable, "-m", "kt_kernel", "--matrix"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

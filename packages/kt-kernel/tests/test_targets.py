@@ -13,8 +13,8 @@ from kt_kernel.formats import FORMATS
 INTEGER = [name for name, facts in FORMATS.items() if facts.activation_mode == "int8_g32"]
 # Where the float16 scales of a super-block lie, in 16-bit words.
 SCALE_WORDS = {"q4_k": (0, 1), "q5_k": (0, 1), "q6_k": (104,)}
-# Around tiles of 16 and 32 rows, and the number from which on tiles are used.
-ROWS = (1, 2, 5, 7, 8, 15, 16, 17, 31, 32, 33)
+# Around tiles of 16, 32 and 48 rows, and the number from which on tiles are used.
+ROWS = (1, 2, 5, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49)
 
 
 def weights(name, n, k, rng, extreme):

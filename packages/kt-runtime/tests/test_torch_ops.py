@@ -30,24 +30,31 @@ def bf16(x: float) -> float:
     return float(torch.tensor(x).bfloat16())
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(8, 127), (4, 7)])
+@pytest.mark.parametrize(("bits", "low", "high"), [(8, -127, 127), (4, -8, 7)])
 @pytest.mark.parametrize("columns", [32, 64, 40])
-def test_fake_quantize_follows_the_rule_group_by_group(bits: int, limit: int, columns: int) -> None:
+def test_fake_quantize_follows_the_rule_group_by_group(
+    bits: int, low: int, high: int, columns: int
+) -> None:
     weight = randn(3, columns).double().numpy()
     got = fake_quantize(torch.tensor(weight), bits, 32, torch.bfloat16).double().numpy()
     for row in range(3):
         for begin in range(0, columns, 32):
             group = weight[row, begin : begin + 32].astype(np.float32)
-            scale = np.float32(bf16(float(np.abs(group).max() / np.float32(limit))))
-            integers = np.clip(np.round(group / scale), -limit, limit)  # numpy: half to even
+            farthest = group[np.abs(group).argmax()]
+            if bits == 8:
+                farthest = -abs(farthest)
+            scale = np.float32(bf16(float(farthest / np.float32(low))))
+            integers = np.clip(np.round(group / scale), low, high)  # numpy: half to even
             np.testing.assert_array_equal(got[row, begin : begin + 32], integers * scale)
 
 
 def test_fake_quantize_keeps_zeros_and_half_goes_to_even() -> None:
     assert not fake_quantize(torch.zeros(1, 32), 4, 32, torch.bfloat16).any()
-    values = torch.tensor([[7.0, 0.5, 1.5, -2.5, *[0.0] * 28]])  # scale 1
-    got = fake_quantize(values, 4, 32, torch.bfloat16)[0, :4].tolist()
-    assert got == [7.0, 0.0, 2.0, -2.0]
+    for farthest in (8.0, -8.0):  # scale -1 and 1
+        values = torch.tensor([[farthest, 0.5, 1.5, -2.5, *[0.0] * 28]])
+        got = fake_quantize(values, 4, 32, torch.bfloat16)[0, :4].tolist()
+        assert got == [farthest, 0.0, 2.0, -2.0]
+    assert fake_quantize(torch.tensor([[8.0, -8.0]]), 4, 32, torch.bfloat16).tolist() == [[8, -7]]
 
 
 @pytest.mark.parametrize("weight_format", ["float32", "bf16", "int8", "int4"])

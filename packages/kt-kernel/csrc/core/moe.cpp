@@ -15,12 +15,12 @@ namespace kt {
 namespace {
 
 constexpr const char* kOp = "moe.forward";
-// Work is handed out per expert in bands of output panels. A band is at most 16 panels: of a
-// typical K that is a few hundred KiB of weights, long enough (10 us and more) to hide the hand-out
-// and the gathering of its rows, short enough to stay in a second-level cache while several tiles
-// of rows pass. With few experts and many workers bands shrink to kMinBand, a block of K of the
+// Work is handed out per expert in bands of output panels. A band is at most 32 panels: of a
+// typical K that is half a MiB of weights, long enough (20 us and more) to hide the hand-out and
+// the gathering of its rows, short enough to stay in a second-level cache while several tiles of
+// rows pass. With few experts and many workers bands shrink to kMinBand, a block of K of the
 // down projection, until every worker can expect kUnitsPerWorker of them.
-constexpr int64_t kMaxBand = 16;
+constexpr int64_t kMaxBand = 32;
 constexpr int64_t kMinBand = kBlock / kPanelRows;
 constexpr int64_t kUnitsPerWorker = 8;
 // Rows of one expert that one worker takes at a time: several tiles, so that the band is read from

@@ -90,8 +90,7 @@ struct Q4_0 : OffsetNibbles {
                           int8_t (&q)[kBlock]) {
     Extent extent;
     extent.include(x);
-    const float top = extent.max() >= -extent.min() ? extent.max() : extent.min();
-    const uint16_t d = f16_scale(top / -8.0f, extent.finite());
+    const uint16_t d = f16_scale(extent.farthest() / -8.0f, extent.finite());
     put_header(header, lane, d, 0);
     if (finite_f16(d)) quantize(x, 0.0f, inverse_of(d), 8, 0, 15, q);
   }

@@ -2,12 +2,12 @@
 // Integers with a bfloat16 scale per group of K (32, 64, 128, or a whole row): int8, int4, and int4
 // with zero points. Textual, included inside a target's namespace.
 //
-// From floats: scale = absmax / limit rounded to bf16 *before* q is computed, so that rounding the
-// scale adds no bias. A group with a weight that is not finite gets a NaN scale: its outputs must
-// not look healthy.
+// From floats: scale = extreme / its code, rounded to bf16 *before* q is computed, so that rounding
+// the scale adds no bias. A group with a weight that is not finite gets a NaN scale: its outputs
+// must not look healthy.
 
-// The bf16 scale for values up to `extent` in `steps` steps, and what to multiply them by: 0 where
-// the extent is too small to divide by.
+// The bf16 scale by which `extent` is `steps` steps, and what to multiply values by: 0 where the
+// extent is too small to divide by.
 struct GroupScale {
   uint16_t bits;
   float inverse;
@@ -16,8 +16,8 @@ struct GroupScale {
 inline GroupScale group_scale(float extent, float steps, bool finite) {
   if (!finite) return {0x7fc0, 0.0f};
   const uint16_t bits = kt::float_to_bf16(extent / steps);
-  const float inverse = 1.0f / kt::bf16_to_float(bits);
-  if (!(inverse <= std::numeric_limits<float>::max())) return {0, 0.0f};
+  const float inverse = 1.0f / kt::bf16_to_float(bits), size = inverse < 0 ? -inverse : inverse;
+  if (!(size <= std::numeric_limits<float>::max())) return {0, 0.0f};
   return {bits, inverse};
 }
 
@@ -35,10 +35,11 @@ inline QuantizedRow quantized_row(const PackArgs& args, int64_t row) {
           args.zeros == nullptr ? nullptr : args.zeros + row * groups};
 }
 
-// Symmetric rows: q + kBias is stored, |q| <= kLimit. `put_block` writes 32 of them.
-template <int kLimit, int kBias, int kHeaderBytes, class PutBlock>
-inline void pack_symmetric(const PackArgs& args, int64_t row, const Lane& to, int data_bytes,
-                           PutBlock put_block) {
+// Rows without zero points: q + kBias is stored, kLow <= q <= kHigh. Of floats, the value farthest
+// from 0 becomes kLow (or, where the range has a middle, kHigh). `put_block` writes 32 of them.
+template <int kLow, int kHigh, int kBias, int kHeaderBytes, class PutBlock>
+inline void pack_signed(const PackArgs& args, int64_t row, const Lane& to, int data_bytes,
+                        PutBlock put_block) {
   const FloatRow floats = float_row(args, row);
   for_each_group(args.into, [&](int group, int begin, int end) {
     std::byte* const header = to.header + int64_t{group} * kHeaderBytes;
@@ -47,7 +48,8 @@ inline void pack_symmetric(const PackArgs& args, int64_t row, const Lane& to, in
       Extent extent;
       float x[kBlock];
       for (int block = begin; block < end; ++block) floats.load(block, x), extent.include(x);
-      scale = group_scale(extent.absmax(), kLimit, extent.finite());
+      const float extreme = kLow == -kHigh ? -extent.absmax() : extent.farthest();
+      scale = group_scale(extreme, kLow, extent.finite());
     } else if (row >= 0) {
       scale.bits = kt::float_to_bf16(quantized_row(args, row).scales[group]);
     }
@@ -60,7 +62,7 @@ inline void pack_symmetric(const PackArgs& args, int64_t row, const Lane& to, in
         if (scale.inverse == 0.0f)
           std::memset(q, kBias, kBlock);
         else
-          quantize(x, 0.0f, scale.inverse, kBias, kBias - kLimit, kBias + kLimit, q);
+          quantize(x, 0.0f, scale.inverse, kBias, kBias + kLow, kBias + kHigh, q);
       } else {
         std::memset(q, kBias, kBlock);
         const int left = args.into.k - block * kBlock;
@@ -92,7 +94,7 @@ struct Int8 : SignedBytes {
     return Vec::load_bf16(group, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    pack_symmetric<127, 0, kInfo.header_bytes>(
+    pack_signed<-127, 127, 0, kInfo.header_bytes>(
         args, row, to, kInfo.data_bytes,
         [](std::byte* block, int lane, int8_t (&q)[kBlock]) { put_bytes(block, lane, q); });
   }
@@ -110,7 +112,7 @@ struct Int4 : OffsetNibbles {
       .source_scales = SourceScales::group,
       .source_zeros = false,
       .takes_floats = true,
-      .weight_error = 0.097f,
+      .weight_error = 0.086f,
       .layout =
           "header bfloat16 scales [K/group][8], data uint4 [K/32][4][8][4] (two per byte, 16 "
           "of K apart); value = scale * (q - 8)"};
@@ -120,7 +122,8 @@ struct Int4 : OffsetNibbles {
   }
   static Vec::I operands(const std::byte*, int, int64_t) { return Vec::set1_i(0x00080008); }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    pack_symmetric<7, 8, kInfo.header_bytes>(
+    // Both ends of the range are used: a scale may be negative, as in Q4_0.
+    pack_signed<-8, 7, 8, kInfo.header_bytes>(
         args, row, to, kInfo.data_bytes, [](std::byte* block, int lane, int8_t (&q)[kBlock]) {
           put_nibbles(block, lane, reinterpret_cast<const uint8_t*>(q));
         });

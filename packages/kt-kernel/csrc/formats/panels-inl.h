@@ -177,6 +177,7 @@ struct Extent {
   float min() const { return -Vec::reduce_max(Vec::neg(low)); }
   float max() const { return Vec::reduce_max(high); }
   float absmax() const { return Vec::reduce_max(Vec::max(high, Vec::neg(low))); }
+  float farthest() const { return max() >= -min() ? max() : min(); }  // from 0, with its sign
   bool finite() const { return Vec::reduce_add(poison) == 0.0f; }
 };
 

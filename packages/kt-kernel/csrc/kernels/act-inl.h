@@ -74,7 +74,7 @@ inline void gather_rows(const GatherRowsArgs& args) {
   const ActTile& out = args.out;
   const int64_t blocks = out.k_padded / kBlock;
   const bool integer = out.mode == ActMode::int8_g32;
-  const std::byte zero{static_cast<unsigned char>(out.biased() ? 128 : 0)};
+  const uint64_t zero = out.biased() ? 0x8080808080808080 : 0;
   for (int row = 0; row < out.rows; ++row) {
     const ActTile from = args.row_of(args.ids[row]);
     const auto* source = static_cast<const std::byte*>(from.data);
@@ -86,11 +86,13 @@ inline void gather_rows(const GatherRowsArgs& args) {
         std::memcpy(to + at * kBytes, source + block * kBytes, kBytes);
         continue;
       }
-      for (int i = 0; i < kBlock; ++i) to[at * kBlock + i] = source[block * kBlock + i] ^ zero;
+      uint64_t words[kBlock / sizeof(uint64_t)];
+      std::memcpy(words, source + block * kBlock, kBlock);
+      for (uint64_t& word : words) word ^= zero;
+      std::memcpy(to + at * kBlock, words, kBlock);
       out.scales[at] = from.scales[block];
       out.scaled_sums[at] = from.scaled_sums[block];
-      out.sums[2 * at] = from.sums[2 * block];
-      out.sums[2 * at + 1] = from.sums[2 * block + 1];
+      std::memcpy(out.sums + 2 * at, from.sums + 2 * block, 2 * sizeof(int16_t));
     }
   }
 }

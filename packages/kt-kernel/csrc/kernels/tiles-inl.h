@@ -10,22 +10,34 @@
 // vpdpbusd per row 4. bf16 tiles round otherwise than vectors: every number of rows takes them.
 inline constexpr int kTileMinRows = 8;
 
-// Which tile holds what. kTileRows rows are two tiles, of columns there are up to two.
-inline constexpr int kSumTile = 0, kActTile = 4, kWeightTile = 6;
+// Which tile holds what. kTileRows rows are three tiles, by one column of 16 outputs; where two
+// tiles are enough, there is room for a second column.
+inline constexpr int kSumTile = 0, kWeightTile = 6;
 inline constexpr int kTileOutputs = kTileMaxBytes / 4;
 inline constexpr int kTileVectors = kTileOutputs / Vec::kLanes;  // a pair of panels
-static_assert(kTileRows <= 2 * kTileMaxRows);
+inline constexpr int kRowTiles = 3, kWideRowTiles = 2;
+static_assert(kTileRows <= kRowTiles * kTileMaxRows);
+constexpr int act_tile_of(int part) { return part < 2 ? 4 + part : 3; }
+constexpr int sum_tile_of(int part, int column) { return kSumTile + 2 * column + part; }
+
+// Calls body(part, first row), `part` being a constant, for every tile of rows, at most kMost.
+template <int kMost, class Body>
+inline void for_each_row_tile(int rows, Body&& body) {
+  unrolled<kMost>([&](auto part) {
+    constexpr int kFirst = part * kTileMaxRows;
+    if (kFirst < rows) body(part, kFirst);
+  });
+}
 
 // Shapes of the tiles that multiply `rows` rows by blocks of 32, of act_bytes each.
 inline TileConfig tile_config(int rows, int act_bytes, int columns) {
   TileConfig config;
-  for (int half = 0; half < 2; ++half) {
-    const int left = rows - half * kTileMaxRows;
-    const int here = left < 0 ? 0 : left < kTileMaxRows ? left : kTileMaxRows;
-    config.shape(kActTile + half, here, act_bytes);
+  for_each_row_tile<kRowTiles>(rows, [&](auto part, int first) {
+    const int left = rows - first, here = left < kTileMaxRows ? left : kTileMaxRows;
+    config.shape(act_tile_of(part), here, act_bytes);
     for (int column = 0; column < columns; ++column)
-      config.shape(kSumTile + 2 * column + half, here, kTileMaxBytes);
-  }
+      config.shape(sum_tile_of(part, column), here, kTileMaxBytes);
+  });
   for (int column = 0; column < columns; ++column)
     config.shape(kWeightTile + column, act_bytes / 4, kTileMaxBytes);
   return config;
@@ -55,8 +67,9 @@ struct TiledInteger : Format {
     alignas(64) int32_t dots[kTileRows][kTileOutputs];
     const auto* a = static_cast<const uint8_t*>(act.data) + index * act.rows * kBlock;
     Tile::load<kWeightTile>(b, kTileMaxBytes);
-    product<0>(start, a, dots);
-    if (act.rows > kTileMaxRows) product<1>(start, a + kTileMaxRows * kBlock, dots + kTileMaxRows);
+    for_each_row_tile<kRowTiles>(act.rows, [&](auto part, int first) {
+      product<part>(start, a + first * kBlock, dots + first);
+    });
     for (int row = 0; row < act.rows; ++row)
       for (int p = 0; p < kPanels; ++p)
         sums[row][p] = scales[p].add(sums[row][p], Vec::load_i(dots[row] + p * Vec::kLanes), act,
@@ -72,12 +85,13 @@ struct TiledInteger : Format {
       sum = Vec::add32(sum, Vec::madd16(Vec::maddubs(a128, w[j]), Vec::set1_i(-1)));
     return sum;
   }
-  template <int kHalf>
+  template <int kPart>
   static void product(const int32_t* start, const uint8_t* a, int32_t (*dots)[kTileOutputs]) {
-    Tile::load<kSumTile + kHalf>(start, 0);  // every row the same
-    Tile::load<kActTile + kHalf>(a, kBlock);
-    Tile::dot_u8s8<kSumTile + kHalf, kActTile + kHalf, kWeightTile>();
-    Tile::store<kSumTile + kHalf>(dots, kTileMaxBytes);
+    constexpr int kSum = sum_tile_of(kPart, 0), kAct = act_tile_of(kPart);
+    Tile::load<kSum>(start, 0);  // every row the same
+    Tile::load<kAct>(a, kBlock);
+    Tile::dot_u8s8<kSum, kAct, kWeightTile>();
+    Tile::store<kSum>(dots, kTileMaxBytes);
   }
 };
 
@@ -93,19 +107,22 @@ struct TiledBf16 : Bf16 {
     static_assert(kPanels % kTileVectors == 0 && kColumns <= 2);
     alignas(64) uint16_t a[kTileRows][kBlock];
     load_bf16_rows(act, index, a);
-    Tile::load<kActTile>(a, kTileMaxBytes);
-    if (act.rows > kTileMaxRows) Tile::load<kActTile + 1>(a + kTileMaxRows, kTileMaxBytes);
+    for_each_row_tile<kParts<kColumns>>(act.rows, [&](auto part, int row) {
+      Tile::load<act_tile_of(part)>(a + row, kTileMaxBytes);
+    });
     const bool first = index == 0, last = index + 1 == act.k_padded / kBlock;
     column<0>(data, stride, act, first, last, sums);
     if constexpr (kColumns == 2) column<1>(data, stride, act, first, last, sums);
   }
 
  private:
+  template <int kColumns>
+  static constexpr int kParts = kColumns == 1 ? kRowTiles : kWideRowTiles;
+
   template <int kColumn, int kPanels>
   static void column(const std::byte* const (&data)[kPanels], int64_t stride, const ActTile& act,
                      bool first, bool last, Vec::F (*sums)[kPanels]) {
-    constexpr int kSum = kSumTile + 2 * kColumn, kWeights = kWeightTile + kColumn;
-    const bool both = act.rows > kTileMaxRows;
+    constexpr int kWeights = kWeightTile + kColumn;
     alignas(64) std::byte b[kBlock / 2][kTileMaxBytes];
     for (int p = 0; p < kTileVectors; ++p) {
       for (int pair = 0; pair < kBlock / 2; ++pair) {
@@ -114,14 +131,14 @@ struct TiledBf16 : Bf16 {
       }
     }
     Tile::load<kWeights>(b, kTileMaxBytes);
-    if (first) Tile::zero<kSum>();
-    Tile::dot_bf16<kSum, kActTile, kWeights>();
-    if (both && first) Tile::zero<kSum + 1>();
-    if (both) Tile::dot_bf16<kSum + 1, kActTile + 1, kWeights>();
-    if (!last) return;
     alignas(64) float values[kTileRows][kTileOutputs];
-    Tile::store<kSum>(values, kTileMaxBytes);
-    if (both) Tile::store<kSum + 1>(values + kTileMaxRows, kTileMaxBytes);
+    for_each_row_tile<kParts<kPanels / kTileVectors>>(act.rows, [&](auto part, int row) {
+      constexpr int kSum = sum_tile_of(part, kColumn);
+      if (first) Tile::zero<kSum>();
+      Tile::dot_bf16<kSum, act_tile_of(part), kWeights>();
+      if (last) Tile::store<kSum>(values + row, kTileMaxBytes);
+    });
+    if (!last) return;
     for (int row = 0; row < act.rows; ++row)
       for (int p = 0; p < kTileVectors; ++p)
         sums[row][kColumn * kTileVectors + p] = Vec::load(values[row] + p * Vec::kLanes);
@@ -138,8 +155,12 @@ inline void gemm_tiled(const GemmArgs& args) {
 
 inline void gemm_tiled_bf16(const GemmArgs& args) {
   if (args.a.rows == 0) return;
-  Tile::configure(tile_config(args.a.rows, 2 * kBlock, 2));
-  gemm_range<TiledBf16, 0, 2 * kTileVectors>(args);
+  const int columns = args.a.rows > kWideRowTiles * kTileMaxRows ? 1 : 2;
+  Tile::configure(tile_config(args.a.rows, 2 * kBlock, columns));
+  if (columns == 2)
+    gemm_range<TiledBf16, 0, 2 * kTileVectors>(args);
+  else
+    gemm_range<TiledBf16, 0, kTileVectors>(args);
   Tile::release();
 }
 

@@ -38,8 +38,9 @@ struct Dot {
 
  private:
   template <class Byte>
-  static I dot(const I (&w)[8], const Byte* a, int zero, int begin, int end) {
+  KT_CALL static I dot(const I (&w)[8], const Byte* a, int zero, int begin, int end) {
     I sum{};
+#pragma GCC unroll 1
     for (int j = begin; j < end; ++j)
       for (int byte = 0; byte < 4; ++byte)
         sum += ((w[j] << (24 - 8 * byte)) >> 24) * (static_cast<int32_t>(a[4 * j + byte]) - zero);

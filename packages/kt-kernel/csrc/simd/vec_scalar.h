@@ -2,6 +2,10 @@
 // `Vec` without intrinsics (GNU vector extensions, lowered by the compiler to what the baseline
 // has): the vocabulary every -inl.h is written in, and its documentation. Textual, included inside
 // kt::scalar.
+//
+// Operations that go lane by lane are calls (KT_CALL): inlined where formats and kernels use them,
+// they take compilers a minute and gain nothing.
+#define KT_CALL __attribute__((noinline))
 
 struct Vec {
   typedef float F __attribute__((vector_size(32)));    // 8 floats
@@ -40,12 +44,12 @@ struct Vec {
     const I bits = as_int(round_bf16(x));
     for (int i = 0; i < 8; ++i) p[i] = static_cast<uint16_t>(static_cast<uint32_t>(bits[i]) >> 16);
   }
-  static F load_f16(const uint16_t* p) {
+  KT_CALL static F load_f16(const uint16_t* p) {
     F x;
     for (int i = 0; i < 8; ++i) x[i] = kt::f16_to_float(p[i]);
     return x;
   }
-  static void store_f16(uint16_t* p, F x) {
+  KT_CALL static void store_f16(uint16_t* p, F x) {
     for (int i = 0; i < 8; ++i) p[i] = kt::float_to_f16(x[i]);
   }
 
@@ -55,7 +59,7 @@ struct Vec {
     return x;
   }
 
-  static void transpose(F (&rows)[kLanes]) {  // rows[i][j] <-> rows[j][i]
+  KT_CALL static void transpose(F (&rows)[kLanes]) {  // rows[i][j] <-> rows[j][i]
     for (int i = 0; i < kLanes; ++i) {
       for (int j = i + 1; j < kLanes; ++j) {
         const float x = rows[i][j];
@@ -140,7 +144,7 @@ struct Vec {
   static I shift_right(I x) {
     return reinterpret_cast<I>(reinterpret_cast<Halves>(x) >> kBits);
   }
-  static I lookup(const uint8_t (&table)[16], I index) {  // of every byte, in [0, 15]
+  KT_CALL static I lookup(const uint8_t (&table)[16], I index) {  // of every byte, in [0, 15]
     uint8_t bytes[sizeof(I)];
     std::memcpy(bytes, &index, sizeof index);
     for (uint8_t& byte : bytes) byte = table[byte];
@@ -163,7 +167,7 @@ struct Vec {
     for (int i = 0; i < 8; ++i) x[i] = static_cast<float>(static_cast<uint8_t>(p[i]));
     return x;
   }
-  static F load_e8m0(const std::byte* p, int64_t) {  // 2^(byte - 127); 255: NaN
+  KT_CALL static F load_e8m0(const std::byte* p, int64_t) {  // 2^(byte - 127); 255: NaN
     F x;
     for (int i = 0; i < 8; ++i) {
       const uint32_t e = static_cast<uint8_t>(p[i]);
@@ -175,7 +179,7 @@ struct Vec {
   class Fp8Block {
    public:
     void set(const std::byte* p, int64_t) { bytes_ = p; }
-    void load4(int k, F (&w)[4]) const {
+    KT_CALL void load4(int k, F (&w)[4]) const {
       for (int i = 0; i < 32; ++i) {
         const uint32_t code = static_cast<uint8_t>(bytes_[8 * k + i]);
         w[i / 8][i % 8] =

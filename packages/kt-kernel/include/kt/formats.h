@@ -65,7 +65,7 @@ enum class SourceScales : uint8_t {
 
 // Version of the packed bytes, which Experts.save keeps: raised whenever those of any format
 // change, because files outlive the build that wrote them.
-inline constexpr int kLayoutVersion = 2;
+inline constexpr int kLayoutVersion = 3;
 
 // What is known of a format without touching a byte of it. Storage of one packed (N, K) matrix, N
 // padded to 16, K to kBlock (or to the format's own super-block), pads zero, is [N/8] panels, each

@@ -6,6 +6,7 @@ Prints; the facts come from `isa`, `machine`, `self_check` and `probe`.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -192,5 +193,17 @@ _LINES: dict[str, Callable[[Any], list[str]]] = {
 }
 
 
+def _run() -> int:
+    """main(), whose reader may leave early: `python -m kt_kernel --matrix | head`."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered is written once more at exit: to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_run())

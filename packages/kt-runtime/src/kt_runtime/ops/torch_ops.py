@@ -28,16 +28,19 @@ FLOAT_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.f
 def fake_quantize(weight: Tensor, bits: int, group_size: int, scale_dtype: torch.dtype) -> Tensor:
     """`weight` (…, K) as symmetric integers represent it, back in float32.
 
-    Per group of K: scale = absmax / (2^(bits-1) - 1), rounded to scale_dtype *before* the integers
-    are computed; the integers are rounded half to even and clamped. A ragged last group is filled
-    with zeros.
+    Per group of K: the value farthest from 0 becomes the largest integer (8 bits: 127 or -127; of 4
+    bits, which are too few to leave one unused, always -8: scales may be negative). The scale is
+    rounded to scale_dtype *before* the integers are computed; those are rounded half to even and
+    clamped. A ragged last group is filled with zeros.
     """
-    limit = 2 ** (bits - 1) - 1
+    lowest, highest = (-8, 7) if bits == 4 else (-127, 127)
     columns = weight.shape[-1]
     padded = functional.pad(weight.float(), (0, -columns % group_size))
     groups = padded.reshape(*padded.shape[:-1], -1, group_size)
-    scale = (groups.abs().amax(-1, keepdim=True) / limit).to(scale_dtype).float()
-    integers = torch.where(scale > 0, groups / scale, 0.0).round().clamp(-limit, limit)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    farthest = torch.where(high >= -low, high, low) if bits == 4 else -torch.maximum(high, -low)
+    scale = (farthest / lowest).to(scale_dtype).float()
+    integers = torch.where(scale != 0, groups / scale, 0.0).round().clamp(lowest, highest)
     restored: Tensor = (integers * scale).flatten(-2)
     return restored[..., :columns]
 
