@@ -65,6 +65,20 @@ def test_decodes_then_chunks_of_growing_size_then_a_late_one():
         assert took == pytest.approx(1e-3 + 1e-4 * work.num_rows)
 
 
+def test_a_decode_is_the_fastest_of_its_runs():
+    runner = CountingRunner(row_s=1e-4, step_s=1e-3)
+    quiet = runner.rehearse
+
+    def disturbed(batch) -> None:
+        quiet(batch)
+        runner.now += 0.0 if len(runner.batches) == 3 else 0.5
+
+    runner.rehearse = disturbed
+    probe, learned = new_probe(runner)
+    probe.start()
+    assert learned == [(StepWork(1, 0, 1), pytest.approx(1.1e-3))]
+
+
 def test_only_a_lone_decode_is_measured_at_the_start_and_then_one_step_at_a_time():
     runner = CountingRunner(row_s=1e-4, step_s=1e-3)
     probe, learned = new_probe(runner)

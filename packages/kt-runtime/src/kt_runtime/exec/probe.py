@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator
-from statistics import median
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ _log = logging.getLogger(__name__)
 
 # One decode tells what an idle reader waits for; four is what a personal server rarely exceeds.
 _MANY_DECODES = 4
-# After one run that touches memory and records the graph. A median of three bears one bad one.
+# After one run that touches memory and records the graph. The least of three: what else the machine
+# does can only add, and would otherwise become the default of what readers wait for, for good.
 _DECODE_REPEATS = 3
 # Chunks grow by this from one page on, which makes some five of them. Two tell what a token costs
 # and what the experts do; more are measured as long as the next one is not expected to take longer
@@ -125,7 +125,7 @@ class Probe:
             taken.append(self._clock() - before)
             yield
         # The first run pays for what later ones find done.
-        seconds = median(taken[1:])
+        seconds = min(taken[1:])
         self._times.probe(work, seconds)
         _log.info("probe: %s takes %.1f ms", work, seconds * 1e3)
         return seconds
