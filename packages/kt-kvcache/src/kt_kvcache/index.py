@@ -151,6 +151,10 @@ class PageIndex:
                 self.policy.remove(above)
             above = above.parent
 
+    def use_at(self, time: int) -> None:
+        """Sets the clock, which goes up by 1 with each unpin, to a later time."""
+        self._clock = max(self._clock, time - 1)
+
     def unpin(self, page: CachedPage) -> None:
         """Takes back one pin; O(pages left without pins). Dropped ones among them go free."""
         self._clock += 1

@@ -46,7 +46,8 @@ class CachedPage:
             A root starts with one pin, so that it never becomes evictable.
         num_branches: children it has ever had: how often a sequence went its own way from here.
             Those of an earlier stay in the cache count as far as the policy remembers them.
-        last_used: clock of the index when its pins last fell to zero.
+        last_used: clock of the index when its pins last fell to zero: the number of such moments
+            in memory, ns since 1970 on disk.
         kept_until: when a soft pin ends, in seconds of the store's clock; 0 without one.
         attached: whether it is in the index; a dropped page lives on, detached, while pinned.
     """

@@ -24,7 +24,7 @@ def open_store(root: Path) -> Iterator[Callable[..., KVStore]]:
     def open_store(num_pages: int = 32, disk_pages: int = 64, **config: float | str) -> KVStore:
         arena = Arena.allocate(num_pages, STRIDES)
         # A record and a share of the headers come with each page.
-        config = {"disk_bytes": disk_pages * (SLOT_BYTES + 512) + 8 * 4096} | config
+        config = {"disk_bytes": disk_pages * (SLOT_BYTES + 520) + 8 * 4096} | config
         store = KVStore.open(
             root,
             config=StoreConfig(num_pages, PAGE_TOKENS, **({"min_free_bytes": 0} | config)),

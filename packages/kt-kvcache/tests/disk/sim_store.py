@@ -14,7 +14,7 @@ from .sim_files import SimFiles
 def sim_store(files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64) -> KVStore:
     arena = Arena.allocate(num_pages, STRIDES)
     ram = RamTier(num_pages, LruPolicy())
-    disk_bytes = disk_pages * (SLOT_BYTES + 512) + 8 * 4096
+    disk_bytes = disk_pages * (SLOT_BYTES + 520) + 8 * 4096
     mover = ThreadPageMover(1, 1 << 20, preadv=files.preadv, pwritev=files.pwritev)
     disk = DiskTier(
         files,

@@ -584,3 +584,38 @@ def test_shares_hold_on_disk_too(open_store):
     assert bob.probe(bob.chain([7] * 32)).num_pages == 8
     assert loaded(bob, bob.chain([7] * 32)) == 32
     store.check_integrity()
+
+
+def test_what_was_used_last_is_known_after_a_restart(open_store):
+    with open_store(num_pages=16, disk_pages=24) as store:
+        space = space_of(store)
+        for i in (1, 2, 3):
+            fill(space, [i] * 32)
+            store.flush().result(30)
+        assert store.stats().disk.num_pages == 24
+        assert loaded(space, space.chain([1] * 32)) == 32  # from disk
+    with open_store(num_pages=16, disk_pages=24) as store:
+        space = space_of(store)
+        fill(space, [4] * 32)
+        assert store.flush().result(30)
+        found = [space.probe(space.chain([i] * 32)).num_pages for i in (1, 2, 3, 4)]
+        assert found[0] == found[3] == 8
+        assert found[1] < found[2] or found[1] == 0
+        store.check_integrity()
+
+
+def test_times_of_use_that_cannot_be_are_no_reason_to_fail(open_store, root):
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+    for path in root.glob("*.kvd"):
+        raw = bytearray(path.read_bytes())
+        raw[-64:] = bytes([0xFF]) * 64
+        path.write_bytes(raw)
+    with open_store() as store:
+        space = space_of(store)
+        assert loaded(space, space.chain(TOKENS)) == 80
+        fill(space, [7] * 128)
+        assert store.flush().result(30)
+        store.check_integrity()
+    space = space_of(open_store())
+    assert loaded(space, space.chain([7] * 128)) == 128

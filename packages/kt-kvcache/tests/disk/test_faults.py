@@ -337,9 +337,10 @@ def test_a_directory_restored_from_an_older_copy(left):
     assert pages_found(SimFiles(left.disk)) <= 20
 
 
-def test_a_newer_version_is_left_alone_and_makes_room(left):
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_version_is_left_alone_and_makes_room(left, version):
     for name in names(left, ".kvd"):
-        left.disk.names[name].content[8] = 2
+        left.disk.names[name].content[8] = version
     assert pages_found(left) == 0
 
 

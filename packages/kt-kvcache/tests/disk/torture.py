@@ -35,7 +35,7 @@ def tokens(chain: int) -> list[int]:
 
 def opened(root: Path, num_slots: int) -> tuple[KVStore, Space]:
     arena = Arena.allocate(64, STRIDES)
-    disk_bytes = num_slots * (SLOT_BYTES + 512) + 64 * 4096
+    disk_bytes = num_slots * (SLOT_BYTES + 520) + 64 * 4096
     config = StoreConfig(
         64, PAGE_TOKENS, disk_bytes=disk_bytes, min_free_bytes=0, durability_s=0.05
     )

@@ -7,6 +7,7 @@ does not parse exactly is None: nothing is guessed, nothing raised.
     STORE      magic 8, version u32, 0 u32, store id 16, tenant secret 32, checksum
     header     magic 8, version u32, record bytes u32, slot bytes u64, extent bytes u64,
                slots u32, page tokens u32, store id 16, segment id 16, zeros, checksum     (4 KiB)
+    used       time of last use u64 (ns) for each slot, after the records: a hint, under no checksum
     record     magic 4, state u32, gen u64, page hash 32, parent hash 32, ns_key 32,
                position u32, body bytes u32, created u64 (ns), extent sums u64 x E, body, zeros,
                checksum seeded with the slot
@@ -23,7 +24,9 @@ from xxhash import xxh3_64_intdigest
 
 from kt_kvcache.page_mover import ALIGN, num_extents
 
-VERSION: Final = 1
+VERSION: Final = 1  # of STORE
+_SEGMENT_VERSION = 2
+USED_BYTES: Final = 8
 HEADER_BYTES: Final = 4096  # a page of the file system, so that records start on their own sectors
 ID_BYTES: Final = 16
 SECRET_BYTES: Final = 32
@@ -85,8 +88,8 @@ class SlotShape:
 
     @property
     def num_bytes(self) -> int:
-        """What a page takes on disk: slot and record."""
-        return self.slot_bytes + self.record_bytes
+        """What a page takes on disk: slot, record and time of last use."""
+        return self.slot_bytes + self.record_bytes + USED_BYTES
 
     @property
     def max_body_bytes(self) -> int:
@@ -174,7 +177,7 @@ def pack_header(header: SegmentHeader) -> bytes:
     shape = header.shape
     packed = _HEADER.pack(
         _SEGMENT_MAGIC,
-        VERSION,
+        _SEGMENT_VERSION,
         shape.record_bytes,
         shape.slot_bytes,
         shape.extent_bytes,
@@ -193,7 +196,7 @@ def parse_header(raw: bytes) -> SegmentHeader | None:
     magic, version, record_bytes, slot_bytes, extent_bytes, slots, tokens, store, segment = (
         _HEADER.unpack_from(raw)
     )
-    if magic != _SEGMENT_MAGIC or version != VERSION:
+    if magic != _SEGMENT_MAGIC or version != _SEGMENT_VERSION:
         return None
     if slot_bytes % ALIGN or not ALIGN <= slot_bytes <= _MAX_SLOT_BYTES:
         return None

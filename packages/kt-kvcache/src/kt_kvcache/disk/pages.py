@@ -9,9 +9,10 @@ import errno
 import heapq
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,6 +152,7 @@ class DiskPages:
     def unpin(self, page: CachedPage) -> None:
         """Takes back a pin of ``find`` or ``plan``."""
         with self._lock:
+            self._look_at_clock()
             self._index.unpin(page)
 
     def touch(self, page_hash: bytes) -> None:
@@ -159,7 +161,21 @@ class DiskPages:
             page = self._index.by_hash.get(page_hash)
             if page is not None:
                 self._index.pin(page)
+                self._look_at_clock()
                 self._index.unpin(page)
+
+    def last_used(self, segment: Segment) -> NDArray[np.uint64]:
+        """Returns when the page in each slot was used last, in ns since 1970; 0 without a page."""
+        with self._lock:
+            times = [0 if page is None else page.last_used for page in segment.pages]
+            return np.array(times, np.uint64)
+
+    def _look_at_clock(self, at: int = 0) -> None:
+        """Has what is unpinned next count as used now, or at an earlier time.
+
+        The index counts uses; times in ns do as well, and mean the same after a restart.
+        """
+        self._index.use_at(at or time.time_ns())
 
     def extents(self, pages: Sequence[CachedPage]) -> Extents:
         """Says where pinned pages lie; O(pages)."""
@@ -279,16 +295,23 @@ class DiskPages:
             for slot in slots:
                 heapq.heappush(self._free, first | slot)
 
-    def own(self, segment: Segment) -> list[int]:
+    def own(self, segment: Segment, used: NDArray[np.uint64]) -> list[int]:
         """Takes over the pages of a segment whose owner has died, locked and just read.
+
+        Args:
+            segment: it.
+            used: its ``last_used``.
 
         Returns:
             Its slots without a page: the caller frees their records, then calls ``add_free``.
         """
         with self._lock:
             segment.owned = True
-            for page in segment.pages:
+            now = time.time_ns()
+            for slot in np.argsort(used, kind="stable").tolist():
+                page = segment.pages[slot]
                 if page is not None:
+                    self._look_at_clock(min(int(used[slot]), now))
                     self._index.unpin(page)
             return [slot for slot, page in enumerate(segment.pages) if page is None]
 
@@ -370,6 +393,7 @@ class DiskPages:
                     self._bad.add(failed.page_id)
                 if failed.attached:
                     self._remove(failed)
+            self._look_at_clock()
             self._index.unpin(planned[-1])
 
     def take_vacated(self) -> list[int]:
@@ -391,9 +415,15 @@ class DiskPages:
             self._bad.update(places)
 
     def absorb(
-        self, changes: Sequence[tuple[Segment, Changes]]
+        self,
+        changes: Sequence[tuple[Segment, Changes]],
+        used: Mapping[Segment, NDArray[np.uint64]] = MappingProxyType({}),
     ) -> list[tuple[Segment, int, Record]]:
         """Brings the index up to date with records that were read.
+
+        Args:
+            changes: the records, by segment and slot.
+            used: ``last_used`` of owned segments: the order in which pages will go.
 
         Returns:
             Records without a place in the tree, with their segment and slot: pages whose parent
@@ -414,6 +444,7 @@ class DiskPages:
             # Parents first; among copies of a page one of our own, and the newest.
             found.sort(key=lambda entry: entry[:4])
             added: list[tuple[int, int, CachedPage]] = []
+            now = time.time_ns()
             surplus = []
             for position, other, age, place, record in found:
                 name = record.name
@@ -425,15 +456,17 @@ class DiskPages:
                     segment, slot = self.locate(place)
                     segment.pages[slot] = page
                     if not other:
-                        added.append((-age, position, page))
+                        when = max(-age, int(used[segment][slot]) if segment in used else 0)
+                        added.append((min(when, now), position, page))
                     continue
                 if page is not None:
                     self._index.unpin(page)
                 if not other or page is None:
                     surplus.append((*self.locate(place), record))
-            # The order of use died with their process; that of their making is the best guess.
+            # What was used after the times were written last counts as used then, or when made.
             added.sort(key=lambda entry: entry[:2])
-            for _, _, page in added:
+            for when, _, page in added:
+                self._look_at_clock(when)
                 self._index.unpin(page)
             return surplus
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One segment: a file of fixed slots and its directory of records. It decides nothing.
 
-<id>.kvd holds the header and a record per slot, <id>.kvs the slots. Whoever has the lock of the
-directory owns the segment and alone writes slots; everybody may read both.
+<id>.kvd holds the header, a record per slot and times of use, <id>.kvs the slots. Whoever has the
+lock of the directory owns the segment and alone writes slots; everybody may read both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,12 @@ from contextlib import suppress
 from weakref import finalize
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kt_kvcache.disk.files import Files
 from kt_kvcache.disk.format import (
     HEADER_BYTES,
+    USED_BYTES,
     Record,
     SegmentHeader,
     pack_header,
@@ -66,6 +68,7 @@ class Segment:
         # The checksum of each record as it was read or written last: says what others changed.
         self._seen = np.zeros(num_slots, np.uint64)
         self._seen_mtime = -1
+        self._used = np.zeros(num_slots, np.uint64)  # as written last
         # A read may still use the files when the segment has gone from the index.
         self._closer = finalize(self, _close, files, directory_fd, slots_fd)
 
@@ -176,6 +179,25 @@ class Segment:
         for slot, raw in zip(slots, packed, strict=True):
             self._seen[slot] = int.from_bytes(raw[-_SUM_BYTES:], "little")
 
+    def last_used(self) -> NDArray[np.uint64]:
+        """Reads when the page in each slot was used last, in ns since 1970, as far as known."""
+        num_slots = self.header.num_slots
+        raw = self._files.pread(self._directory_fd, num_slots * USED_BYTES, self._used_offset)
+        used = np.zeros(num_slots, np.uint64)
+        used[: len(raw) // USED_BYTES] = np.frombuffer(raw, "<u8", len(raw) // USED_BYTES)
+        return used
+
+    def write_last_used(self, used: NDArray[np.uint64]) -> None:
+        """Keeps when each slot was used last, if that has changed; not synced."""
+        if not np.array_equal(used, self._used):
+            raw = used.astype("<u8").tobytes()
+            self._files.pwrite(self._directory_fd, raw, self._used_offset)
+            self._used = used
+
+    @property
+    def _used_offset(self) -> int:
+        return HEADER_BYTES + self.header.num_slots * self.header.shape.record_bytes
+
     def free_records(self, slots: Sequence[int]) -> None:
         """Says in the directory that these slots hold nothing; not synced."""
         ordered = sorted(slots)
@@ -201,7 +223,7 @@ class Segment:
 
 def directory_bytes(header: SegmentHeader) -> int:
     """Size of a segment's directory."""
-    return HEADER_BYTES + header.num_slots * header.shape.record_bytes
+    return HEADER_BYTES + header.num_slots * (header.shape.record_bytes + USED_BYTES)
 
 
 def _close(files: Files, *fds: int) -> None:

@@ -8,6 +8,9 @@ record is right by itself or it is not there, and payloads are verified when the
 import time
 from contextlib import suppress
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import Record, SlotShape
 from kt_kvcache.disk.pages import Changes, DiskPages
@@ -50,7 +53,8 @@ class Survey:
         changes, unread = self._read(opened)
         for segment, _ in changes:
             self._pages.add_segment(segment)
-        surplus = self._pages.absorb(changes)
+        used = {segment: self._last_used(segment) for segment, _ in changes if segment.owned}
+        surplus = self._pages.absorb(changes, used)
         self._keep_orphans(surplus)
         spare: dict[Segment, set[int]] = {}
         for segment, slot, _ in surplus:
@@ -125,7 +129,7 @@ class Survey:
         changes, _ = self._read(orphaned)
         self._absorb(changes)
         for segment, _ in changes:
-            unused = self._pages.own(segment)
+            unused = self._pages.own(segment, self._last_used(segment))
             if self._free(segment, unused):
                 self._pages.add_free(segment, unused)
 
@@ -162,6 +166,11 @@ class Survey:
             changes.append((segment, records))
             self._counters.bad_records += sum(record is None for _, record in records)
         return changes, unread
+
+    def _last_used(self, segment: Segment) -> NDArray[np.uint64]:
+        with suppress(OSError):
+            return segment.last_used()
+        return np.zeros(segment.header.num_slots, np.uint64)
 
     def _free(self, segment: Segment, slots: "list[int] | set[int]") -> bool:
         with suppress(OSError):

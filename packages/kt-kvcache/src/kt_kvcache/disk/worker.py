@@ -32,6 +32,8 @@ from kt_kvcache.recent import Durations
 _REFRESH_S = 1.0
 # After a failure the drive is left alone, twice as long each time.
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+# How much of the order of use a killed process takes with it; 8 bytes per page are written.
+_ORDER_S = 60.0
 # A segment given to another process is left to it for so long: it asks for room once a second.
 _YIELD_S = 5.0
 # Batches that share the bytes in flight: while one is hashed, the next is on its way.
@@ -122,6 +124,7 @@ class Worker:
         self._retry_at = 0.0
         self._next_refresh = time.monotonic() + _REFRESH_S
         self._next_sync = 0.0
+        self._next_order = time.monotonic() + _ORDER_S
         self._full_until = 0.0
         self._touched: deque[bytes] = deque(maxlen=_MAX_TOUCHED)
         self._thread = threading.Thread(target=self._run, name="kt-kvcache-disk", daemon=True)
@@ -234,6 +237,7 @@ class Worker:
                     self._write(offer)
                     self._tick()
             self._land_all()
+            self._keep_order_of_use()
             self._sync()
             self._root.stop_asking()
         finally:  # also where a bug ends the thread: nobody must wait for it for ever
@@ -293,9 +297,12 @@ class Worker:
                     self._share()
             except OSError:
                 self._counters.io_errors += 1
+            self._free_vacated()
+            if now >= self._next_order and not self.degraded:
+                self._next_order = now + _ORDER_S
+                self._keep_order_of_use()
             while self._touched:
                 self._pages.touch(self._touched.popleft())
-            self._free_vacated()
             if not self._queue and not self._flights and not self.degraded:
                 self._idle()
         if now >= self._next_sync:
@@ -386,6 +393,19 @@ class Worker:
         if short > 0:
             self._counters.evicted_pages += self._pages.evict(short, first.parent, first.ns_key, n)
             self._free_vacated()
+
+    def _keep_order_of_use(self) -> None:
+        """Writes down when pages were used, for the next start: evicted is what was used least."""
+        if self._root.files.read_only:
+            return
+        while self._touched:
+            self._pages.touch(self._touched.popleft())
+        for segment in self._pages.segments():
+            if segment.owned:
+                try:
+                    segment.write_last_used(self._pages.last_used(segment))
+                except OSError as error:
+                    self._failed(error)
 
     def _num_owned(self) -> int:
         return sum(segment.owned for segment in self._pages.segments())
