@@ -139,7 +139,7 @@ def test_two_stores_of_one_process_are_like_two_processes(open_store):
 
 def test_a_budget_below_one_page_is_refused(root):
     arena = Arena.allocate(4, STRIDES)
-    with pytest.raises(ValueError, match="disk_bytes must hold a page of 12800 bytes; got 9000"):
+    with pytest.raises(ValueError, match="disk_bytes must hold a page of 12808 bytes; got 9000"):
         KVStore.open(root, config=StoreConfig(4, PAGE_TOKENS, disk_bytes=9000), arena=arena)
     before = num_files()
     for _ in range(3):

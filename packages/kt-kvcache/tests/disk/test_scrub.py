@@ -24,8 +24,8 @@ def disk():
 
 @pytest.fixture
 def store(disk, monkeypatch):
+    """It has not begun to scrub; each test says when."""
     monkeypatch.setattr(scrub, "_BATCH_BYTES", 4 * SLOT_BYTES)
-    monkeypatch.setattr(scrub, "_FIRST_REST_S", 0.0)
     store = sim_store(SimFiles(disk))
     yield store
     store.check_integrity()
@@ -42,6 +42,11 @@ def idle(store, seconds):
             running.result(30)
 
 
+def begin(store):
+    """As if the last round was a day ago."""
+    store._disk._scrub._begin_at = 0.0
+
+
 def damage(disk, slot):
     name = sorted(name for name in disk.names if name.endswith(".kvs"))[0]
     disk.names[name].content[slot * SLOT_BYTES + 100] ^= 1
@@ -52,6 +57,7 @@ def test_a_page_that_went_bad_is_forgotten_before_anybody_asks(store, disk):
     fill(space, A)
     store.flush().result(30)
     damage(disk, 6)
+    begin(store)
     give_up = time.monotonic() + 30
     while not store.stats().disk.counters.checksum_misses:
         assert time.monotonic() < give_up
@@ -65,12 +71,13 @@ def test_a_round_reads_each_page_once_and_then_rests(store, monkeypatch):
     fill(space_of(store), A)
     fill(space_of(store, "bob"), B)
     store.flush().result(30)
+    begin(store)
     idle(store, 6)
     counters = store.stats().disk.counters
     assert (counters.scrubbed_pages, counters.loaded_pages, counters.checksum_misses) == (20, 0, 0)
     idle(store, 6)
     assert store.stats().disk.counters.scrubbed_pages == 20
-    store._disk._scrub._begin_at = 0.0  # a day later
+    begin(store)
     idle(store, 6)
     assert store.stats().disk.counters.scrubbed_pages == 40
 
@@ -80,6 +87,7 @@ def test_nothing_is_scrubbed_while_pages_are_loaded(store):
     store.flush().result(30)
     before = store.stats().disk.counters.scrubbed_pages
     store._disk._reading[object()] = 1  # a load that takes long
+    begin(store)
     idle(store, 3)
     assert store.stats().disk.counters.scrubbed_pages == before
     store._disk._reading.clear()
@@ -89,7 +97,9 @@ def test_scrubbing_makes_no_page_younger(store):
     fill(space_of(store), A)
     store.flush().result(30)
     used = [page.last_used for page in store._disk._pages._index.by_hash.values()]
+    begin(store)
     idle(store, 4)
+    assert store.stats().disk.counters.scrubbed_pages == 10
     assert used == [page.last_used for page in store._disk._pages._index.by_hash.values()]
 
 
