@@ -106,6 +106,9 @@ void Ring::wait(std::vector<Ended>& ended) {
   uint32_t head = *ended_head_, tail;
   while ((tail = __atomic_load_n(ended_tail_, __ATOMIC_ACQUIRE)) == head)
     enter(0, 1, IORING_ENTER_GETEVENTS);
+  // What their submitters wrote before is seen from here on: the order is the kernel's, but the
+  // memory model knows only this.
+  static_cast<void>(__atomic_load_n(submit_tail_, __ATOMIC_ACQUIRE));
   for (; head != tail; ++head) {
     const auto& done = reinterpret_cast<const io_uring_cqe*>(ended_)[head & ended_mask_];
     ended.push_back({reinterpret_cast<void*>(static_cast<uintptr_t>(done.user_data)), done.res});
