@@ -17,7 +17,7 @@ static_assert(kHeadPad % kPanel == 0 && kKeyBlock % kPanel == 0);
 inline int64_t key_stride(int head_dim) { return static_cast<int64_t>(head_dim + 1) * kPanel; }
 constexpr int64_t kValueStride = (kKeyBlock + 1) * kPanel;
 
-// Panels of V that are packed together: as many as a single row takes. 17 KiB.
+// Panels of V that are packed together: as many as a single row takes. 33 KiB.
 constexpr int kValuePanels = 4;
 
 // Asks for the head at `place` (< 0: none): keys lie num_kv_heads heads apart and pages anywhere,
@@ -121,6 +121,7 @@ inline void multiply_tile(const TileProduct& x, int row, int panel) {
                                        : Vec::mul(Vec::load(c + r * x.c_stride + v * Vec::kLanes),
                                                   Vec::set1(x.factors[row + r]));
   }
+#pragma GCC unroll 2  // the loop's own instructions are what keeps fma waiting
   for (int k = 0; k < x.depth; ++k) {
     Vec::F right[kVectors];
     for (int v = 0; v < kVectors; ++v)
