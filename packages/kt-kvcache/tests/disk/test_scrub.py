@@ -8,6 +8,7 @@ import pytest
 
 from kt_kvcache import Completion
 from kt_kvcache.disk import scrub
+from kt_kvcache.disk.segment import SLOTS
 from kt_kvcache.page_mover import CHECKSUM
 
 from .known_pages import SLOT_BYTES, crowd_out, fill, loaded, space_of
@@ -26,6 +27,7 @@ def disk():
 def store(disk, monkeypatch):
     """It has not begun to scrub; each test says when."""
     monkeypatch.setattr(scrub, "_BATCH_BYTES", 4 * SLOT_BYTES)
+    monkeypatch.setattr("kt_kvcache.disk.worker._IDLE_AFTER_S", 0.0)
     store = sim_store(SimFiles(disk))
     yield store
     store.check_integrity()
@@ -47,24 +49,45 @@ def begin(store):
     store._disk._scrub._begin_at = 0.0
 
 
-def damage(disk, slot):
-    name = sorted(name for name in disk.names if name.endswith(".kvs"))[0]
-    disk.names[name].content[slot * SLOT_BYTES + 100] ^= 1
+def damage(store, disk, page_hash):
+    """Flips a bit of a page, wherever it lies: the names of segments are random."""
+    pages = store._disk._pages
+    segment, slot = pages.locate(pages._index.by_hash[page_hash].page_id)
+    disk.names[segment.name + SLOTS].content[slot * SLOT_BYTES + 100] ^= 1
 
 
-def test_a_page_that_went_bad_is_forgotten_before_anybody_asks(store, disk):
+@pytest.mark.parametrize("page", [6, 9])  # in the first and in the second segment
+def test_a_page_that_went_bad_is_forgotten_before_anybody_asks(store, disk, monkeypatch, page):
+    monkeypatch.setattr("kt_kvcache.disk.worker._REFRESH_S", 0.005)
+    store._disk._worker._next_refresh = 0.0
     space = space_of(store)
-    fill(space, A)
+    chain = fill(space, A)
     store.flush().result(30)
-    damage(disk, 6)
+    damage(store, disk, chain.page_hash(page))
     begin(store)
     give_up = time.monotonic() + 30
     while not store.stats().disk.counters.checksum_misses:
         assert time.monotonic() < give_up
         time.sleep(0.01)
     crowd_out(store)
-    assert loaded(space, space.chain(A)) < 40
+    assert loaded(space, chain) == 4 * page
     assert store.stats().disk.counters.checksum_misses == 1
+
+
+def test_a_store_whose_engine_computes_is_not_idle(store, monkeypatch):
+    monkeypatch.setattr("kt_kvcache.disk.worker._IDLE_AFTER_S", 3600.0)
+    monkeypatch.setattr("kt_kvcache.disk.worker._REFRESH_S", 0.005)
+    store._disk._worker._next_refresh = 0.0
+    fill(space_of(store), A)
+    store.flush().result(30)
+    begin(store)
+    time.sleep(0.1)  # time to look around twenty times
+    assert store.stats().disk.counters.scrubbed_pages == 0
+    store._disk._worker._idle_at = 0.0  # an hour later
+    give_up = time.monotonic() + 30
+    while not store.stats().disk.counters.scrubbed_pages:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 def test_a_round_reads_each_page_once_and_then_rests(store, monkeypatch):

@@ -30,6 +30,9 @@ from kt_kvcache.recent import Durations
 # How soon a page of another process is found, and a dead one's slots are used: directories are
 # asked for their mtime this often.
 _REFRESH_S = 1.0
+# After the last commit. A queue is empty most of the time while answers are computed, too, and what
+# is done in idle time would take a few ms from them: a step in 25 would be late.
+_IDLE_AFTER_S = 30.0
 # After a failure the drive is left alone, twice as long each time.
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
 # How much of the order of use a killed process takes with it; 8 bytes per page are written.
@@ -114,6 +117,7 @@ class Worker:
         self._queue: deque[Offer | _Call] = deque()
         self._write_at = 0.0  # when what is queued is written, however little it is
         self._gathered_bytes = 0
+        self._idle_at = 0.0
         self._closing = False
         self._flights: deque[_Flight] = deque()
         self.inflight_bytes = 0
@@ -142,11 +146,13 @@ class Worker:
 
     def offer(self, offer: Offer) -> None:
         """Queues pages to be written, or counts them as dropped."""
+        now = time.monotonic()
         with self._changed:
+            self._idle_at = now + _IDLE_AFTER_S
             fits = len(self._queue) < _MAX_QUEUED and not self._closing
             if fits and not self.degraded and not self._root.files.read_only:
                 if not self._queue:
-                    self._write_at = time.monotonic() + _GATHER_S
+                    self._write_at = now + _GATHER_S
                     self._changed.notify()
                 self._queue.append(offer)
                 self._gathered_bytes += offer.num_new * self._shape.slot_bytes
@@ -303,7 +309,8 @@ class Worker:
                 self._keep_order_of_use()
             while self._touched:
                 self._pages.touch(self._touched.popleft())
-            if not self._queue and not self._flights and not self.degraded:
+            is_idle = not self._queue and not self._flights and now >= self._idle_at
+            if is_idle and not self.degraded:
                 self._idle()
         if now >= self._next_sync:
             self._sync()
