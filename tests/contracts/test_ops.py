@@ -9,9 +9,9 @@ import pytest
 
 from kt_runtime.ops.kt_ops import KtOps
 from kt_runtime.ops.torch_ops import TorchOps
-from kt_runtime.protocols import Ops
+from kt_runtime.protocols import Ops, Packer
 
-CALLS = sorted(name for name in vars(Ops) if not name.startswith("_"))
+CALLS = sorted(name for name in {*vars(Packer), *vars(Ops)} if not name.startswith("_"))
 
 
 @pytest.mark.parametrize("implementation", [TorchOps, KtOps])
