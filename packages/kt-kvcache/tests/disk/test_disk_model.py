@@ -166,7 +166,7 @@ class DiskMachine(RuleBasedStateMachine):
     def mend(self, process):
         self.files[process].fault = no_fault
         worker = self.stores[process]._disk._worker
-        worker._retry_at = worker._full_until = 0.0
+        worker.health.retry_at = worker._room.full_until = 0.0
 
     @rule(file=st.integers(0, 10**6), at=st.integers(0, 10**6), bit=st.integers(0, 7))
     def damage(self, file, at, bit):

@@ -507,7 +507,7 @@ def test_flush_of_a_busy_store_says_so_in_time(open_store):
 def test_a_flush_waits_for_what_was_offered_before_it_while_writes_go_on(open_store, monkeypatch):
     store = open_store()
     space = space_of(store)
-    mover, asked = store._disk._worker._mover, []
+    mover, asked = store._disk._mover, []
     write = mover.write
 
     def hold(*args):

@@ -43,8 +43,8 @@ def failing(op: str, code: int, *, times: int = 10**9, suffix: str = ""):
 
 
 def retry_now(store) -> None:
-    store._disk._worker._retry_at = 0.0
-    store._disk._worker._full_until = 0.0
+    store._disk._worker.health.retry_at = 0.0
+    store._disk._worker._room.full_until = 0.0
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EROFS, errno.EDQUOT])
@@ -77,7 +77,7 @@ def test_a_failing_drive_is_left_alone_longer_each_time(store, files):
         fill(space, [*C, *[i] * 4])
         store.flush().result(30)
         assert store.stats().disk.degraded
-        waits.append(store._disk._worker._retry_at - time.monotonic())
+        waits.append(store._disk._worker.health.retry_at - time.monotonic())
     assert [round(wait) for wait in waits] == [1, 2, 4, 8, 16, 32, 60, 60]
     degraded_ms = store.stats().disk.counters.degraded_ms
     time.sleep(0.02)
@@ -242,7 +242,7 @@ def test_a_bug_in_the_thread_that_writes_hangs_nobody(store):
     def bug(offer):
         raise RuntimeError("a bug")
 
-    store._disk._worker._write = bug
+    store._disk._worker.flights.send = bug
     fill(space, B)
     assert store.flush().result(30) is False
     with pytest.raises(OSError, match="has ended"):  # it could not promise anything

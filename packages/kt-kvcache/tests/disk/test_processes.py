@@ -220,7 +220,7 @@ def write_on(store, rounds, first=0):
     for i in range(rounds):
         fill(space, [first + i] * 32)
         store.flush(durable=False).result(30)
-        store._disk._worker._full_until = 0.0  # a second later
+        store._disk._worker._room.full_until = 0.0  # a second later
 
 
 def test_who_comes_later_gets_his_part_of_the_budget(opened, disk):

@@ -17,12 +17,13 @@ from kt_kvcache.completion import Completion
 from kt_kvcache.disk.claims import Claims
 from kt_kvcache.disk.counters import DiskCounters, DiskStats
 from kt_kvcache.disk.files import Files
+from kt_kvcache.disk.flights import Offer
 from kt_kvcache.disk.format import SlotShape
 from kt_kvcache.disk.pages import DiskHolding, DiskPages
 from kt_kvcache.disk.root import Root
 from kt_kvcache.disk.scrub import Scrub
 from kt_kvcache.disk.survey import Survey
-from kt_kvcache.disk.worker import Offer, Worker
+from kt_kvcache.disk.worker import Worker
 from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.page import CachedPage
@@ -221,17 +222,17 @@ class DiskTier:
             budget_bytes=self._disk_bytes,
             mismatched_pages=pages.mismatched,
             reading_bytes=sum(self._reading.copy().values()),
-            writing_bytes=worker.inflight_bytes,
+            writing_bytes=worker.flights.inflight_bytes,
             read_p50_s=self._read_times.quantile(0.5),
             read_p99_s=self._read_times.quantile(0.99),
-            write_p50_s=worker.write_times.quantile(0.5),
-            write_p99_s=worker.write_times.quantile(0.99),
+            write_p50_s=worker.flights.write_times.quantile(0.5),
+            write_p99_s=worker.flights.write_times.quantile(0.99),
             reask_gap_s=pages.reask_gap_s,
-            degraded=worker.degraded,
+            degraded=worker.health.degraded,
             read_only=self._files.read_only,
             io=self._mover.io,
             counters=replace(
-                self._counters, reasked_pages=pages.reasked, degraded_ms=worker.degraded_ms
+                self._counters, reasked_pages=pages.reasked, degraded_ms=worker.health.degraded_ms
             ),
         )
 
