@@ -14,6 +14,10 @@ import pytest
 
 from kt_kernel import Linear, Stream, ThreadPool, _core
 
+needs_two_cpus = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs to choose from"
+)
+
 
 def add_once(pool: ThreadPool) -> np.ndarray:
     x, out = np.ones((4, 40000), np.float32), np.empty((4, 40000), np.float32)
@@ -107,14 +111,41 @@ def test_cores_pin_and_set_the_size_whatever_the_environment_says(monkeypatch):
     assert (add_once(pool) == 2).all()
 
 
-def test_threads_are_left_to_the_system_by_default():
+@pytest.fixture
+def machine(tmp_path):
+    """Makes the root of a machine with these cores, each the hyper-threads given."""
+
+    def make(cores: list[list[int]]) -> str:
+        for cpu, siblings in ((cpu, core) for core in cores for cpu in core):
+            topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+            topology.mkdir(parents=True)
+            (topology / "thread_siblings_list").write_text(",".join(map(str, siblings)) + "\n")
+        return str(tmp_path)
+
+    return make
+
+
+@needs_two_cpus
+def test_a_thread_for_each_core_keeps_to_its_own(machine, monkeypatch):
+    monkeypatch.delenv("KT_THREADS", raising=False)
+    root = machine([[cpu] for cpu in _core.allowed_cpus()])
     others = worker_ids()
-    pool = ThreadPool(2)
-    everywhere = cpus_of(str(threading.get_native_id()))
-    assert [cpus_of(worker) for worker in worker_ids() - others] == [everywhere] * pool.num_threads
+    pool = _core.ThreadPool(root=root)
+    bound = sorted(int(cpus_of(worker)) for worker in worker_ids() - others)
+    assert bound == _core.allowed_cpus()
+    assert pool.num_threads == len(bound)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs to call nodes")
+@needs_two_cpus
+def test_threads_are_left_to_the_system_where_cores_are_left_over_or_too_few(machine):
+    root = machine([[cpu] for cpu in _core.allowed_cpus()])
+    everywhere, others = cpus_of(str(threading.get_native_id())), worker_ids()
+    pools = [_core.ThreadPool(n, root=root) for n in (1, len(_core.allowed_cpus()) + 1)]
+    bound = [cpus_of(worker) for worker in worker_ids() - others]
+    assert bound == [everywhere] * sum(pool.num_threads for pool in pools)
+
+
+@needs_two_cpus
 def test_on_several_memory_nodes_threads_keep_to_theirs(tmp_path):
     nodes = tmp_path / "sys/devices/system/node"
     first, *_, last = _core.allowed_cpus()
@@ -124,7 +155,7 @@ def test_on_several_memory_nodes_threads_keep_to_theirs(tmp_path):
     (nodes / "online").write_text("0-1\n")
     one, others = _core.ThreadPool(1, root=str(tmp_path)), worker_ids()  # one node is enough
     assert cpus_of(max(others, key=int)) == cpus_of(str(threading.get_native_id()))
-    pool = _core.ThreadPool(len(_core.allowed_cpus()), root=str(tmp_path))
+    pool = _core.ThreadPool(2 * len(_core.allowed_cpus()), root=str(tmp_path))
     bound = {cpus_of(worker) for worker in worker_ids() - others}
     assert {str(last)} <= bound
     assert not {cpus_of(str(threading.get_native_id()))} & bound

@@ -17,15 +17,18 @@ std::vector<Home> place_workers(int num_threads, const std::vector<int>& cores,
                                 const Topology& topology) {
   std::vector<Home> homes;
   std::set<int> nodes;
+  const bool one_each = num_threads > 1 && num_threads == static_cast<int>(topology.cores.size());
   for (int id = 0; id < num_threads; ++id) {
-    if (cores.empty())
-      homes.push_back({topology.home(id, num_threads).node, {}});
-    else
+    if (!cores.empty()) {
       homes.push_back({topology.node_of(cores[id]), {cores[id]}});
+    } else {
+      const Topology::Core& core = topology.home(id, num_threads);
+      homes.push_back({core.node, one_each ? core.cpus : std::vector<int>{}});
+    }
     nodes.insert(homes.back().node);
   }
   for (Home& home : homes) {
-    if (cores.empty() && nodes.size() > 1) home.cpus = topology.cpus_of(home.node);
+    if (home.cpus.empty() && nodes.size() > 1) home.cpus = topology.cpus_of(home.node);
     home.node = static_cast<int>(std::distance(nodes.begin(), nodes.find(home.node)));
   }
   return homes;
