@@ -16,8 +16,8 @@ struct Home {
 
 // Pinned to `cores` if there are any. Else, with one worker for each core, each keeps to its own:
 // there is none to step aside to, and two woken on one core share it for milliseconds while another
-// idles. With fewer, on several nodes, each keeps to its node: its memory stays near, and the system
-// may still step around other processes. On one node the system knows best.
+// idles. With fewer, on several nodes, each keeps to its node: its memory stays near, and the
+// system may still step around other processes. On one node the system knows best.
 std::vector<Home> place_workers(int num_threads, const std::vector<int>& cores,
                                 const Topology& topology);
 
