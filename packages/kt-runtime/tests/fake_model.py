@@ -164,7 +164,7 @@ def fake_engine(
     model = model or FakeCausalLM()
     directory = Path(__file__).parent / "fake_checkpoint"
     config = EngineConfig(
-        **{"weight_format": "float32", "page_size": 4, "num_pages": 64, "max_num_seqs": 8}
+        **{"weight_format": "float32", "kv_page_size": 4, "num_pages": 64, "max_num_seqs": 8}
         | {"max_batch_tokens": 32}
         | settings
     )
@@ -187,7 +187,7 @@ def fake_engine(
         pool = parts.pool
         spaces = storage.below(pool._space_of)
         reuse = config.enable_prefix_cache
-        pool = PagePool(spaces, config.page_size, pool._out_of_pages, reuse=reuse)
+        pool = PagePool(spaces, config.kv_page_size, pool._out_of_pages, reuse=reuse)
         parts = replace(parts, pool=pool)
     return Engine(parts, config, times=times, probe=probe, clock=clock or (lambda: model.now))
 

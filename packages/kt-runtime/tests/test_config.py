@@ -15,7 +15,7 @@ from kt_runtime import EngineConfig, SamplingParams
         ({"group_size": 48}, "group_size must be 32, 64 or 128; got 48"),
         ({"num_pages": 0}, "num_pages must be a whole number of at least 1; got 0"),
         ({"max_model_len": 0}, "max_model_len must be a whole number"),
-        ({"page_size": 1.5}, "page_size must be a whole number of at least 1; got 1.5"),
+        ({"kv_page_size": 1.5}, "kv_page_size must be a whole number of at least 1; got 1.5"),
         ({"num_threads": True}, "num_threads must be a whole number"),
         ({"kv_io": "aio"}, "kv_io must be one of auto, threads, uring; got 'aio'"),
         ({"kv_tenant_share": 0.0}, "kv_tenant_share must be greater than 0, at most 1"),

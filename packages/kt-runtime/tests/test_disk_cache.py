@@ -108,7 +108,7 @@ def test_what_memory_does_not_hold_comes_back_from_disk(root: Path) -> None:
     [
         {"group_size": 64},
         {"kv_dtype": "bf16"},
-        {"page_size": 2, "num_pages": 128},
+        {"kv_page_size": 2, "num_pages": 128},
         {"backend": "torch"},
         {"tenant": "somebody else"},
         {"enable_prefix_cache": False},
@@ -195,7 +195,7 @@ def ask(model: Path, root: Path | None, **settings: Any) -> tuple[list[int], int
     """What a real model says on real kernels, and how much of the prompt was found."""
     path = None if root is None else str(root)
     config = EngineConfig(
-        num_pages=32, num_threads=2, page_size=4, kv_disk_path=path, kv_disk_gb=0.05, **settings
+        num_pages=32, num_threads=2, kv_page_size=4, kv_disk_path=path, kv_disk_gb=0.05, **settings
     )
     with Engine.from_pretrained(model, config) as engine:
         events = run(engine, greedy_request("r", PROMPT, 8))
@@ -212,7 +212,9 @@ def test_a_real_model_says_the_same_from_disk(model: Path, root: Path) -> None:
 def test_offline_answers_load_too(model: Path, root: Path) -> None:
     found = []
     for _ in range(2):
-        with LLM(model, num_pages=32, page_size=4, kv_disk_path=str(root), kv_disk_gb=0.05) as llm:
+        with LLM(
+            model, num_pages=32, kv_page_size=4, kv_disk_path=str(root), kv_disk_gb=0.05
+        ) as llm:
             (answer,) = llm.generate([list(PROMPT)], SamplingParams(temperature=0, max_tokens=4))
             found.append(answer.num_cached_tokens)
             llm.logits(PROMPT)

@@ -101,7 +101,7 @@ def test_the_context_ends_a_request():
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 7, 100])
-@pytest.mark.parametrize("settings", [{}, {"page_size": 1}, {"page_order_seed": 3}])
+@pytest.mark.parametrize("settings", [{}, {"kv_page_size": 1}, {"page_order_seed": 3}])
 def test_logits_are_those_of_every_position(chunk_size, settings):
     ids = [(i * i + 5) % VOCAB_SIZE for i in range(45)]
     engine = fake_engine(**settings)

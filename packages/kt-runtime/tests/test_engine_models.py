@@ -57,7 +57,7 @@ def test_logits_are_those_of_transformers(name):
     "settings",
     [
         {},
-        {"page_size": 1, "num_pages": 80},
+        {"kv_page_size": 1, "num_pages": 80},
         {"page_order_seed": 5},
         {"num_threads": 1},
         {"cpu_graph": False},
@@ -123,7 +123,7 @@ def test_a_preempted_request_says_the_same_to_the_bit(weight_format, enable_pref
     tight = engine_of(
         "qwen3_moe",
         weight_format=weight_format,
-        page_size=4,
+        kv_page_size=4,
         num_pages=30,
         enable_prefix_cache=enable_prefix_cache,
     )

@@ -233,9 +233,9 @@ def test_a_checkpoint_without_chat_template_says_so(tmp_path, checkpoint):
         ({"weight_format": "fp8"}, ValueError, r"\[config\] weight_format must be one of"),
         ({"device": "cuda"}, ValueError, r"\[config\] device must be one of auto, cpu"),
         (
-            {"page_size": 0},
+            {"kv_page_size": 0},
             ValueError,
-            r"\[config\] page_size must be a whole number of at least 1; got 0",
+            r"\[config\] kv_page_size must be a whole number of at least 1; got 0",
         ),
         ({"pagesize": 1}, TypeError, "pagesize"),
     ],

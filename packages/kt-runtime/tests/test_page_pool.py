@@ -25,10 +25,10 @@ ORIGIN = KVOrigin(Fingerprint(ModelFiles.open(Path(__file__).parent / "fake_chec
 
 
 def pool_of(num_pages: int, origin: KVOrigin = ORIGIN, **settings) -> tuple[PagePool, ModelStore]:
-    config = EngineConfig(**{"page_size": 4, "num_pages": num_pages} | settings)
+    config = EngineConfig(**{"kv_page_size": 4, "num_pages": num_pages} | settings)
     store = ModelStore(config, kv_tensors.allocate(SHAPE, config), origin)
     pool = PagePool(
-        store.space_of, config.page_size, store.out_of_pages, reuse=config.enable_prefix_cache
+        store.space_of, config.kv_page_size, store.out_of_pages, reuse=config.enable_prefix_cache
     )
     return pool, store
 
@@ -214,7 +214,7 @@ def test_a_page_order_seed_shuffles_ids_and_loses_none():
         {"group_size": 64},
         {"backend": "torch"},
         {"kv_dtype": "float32"},
-        {"page_size": 8},
+        {"kv_page_size": 8},
     ],
 )
 def test_settings_that_change_kv_values_or_pages_are_a_namespace_of_their_own(other):

@@ -73,7 +73,7 @@ def test_a_gguf_file_is_read_before_the_commands_are_imported(
         ),
         (
             ["serve", "x", "--kv-page-size", "0"],
-            "[config] page_size must be a whole number of at least 1; got 0",
+            "[config] kv_page_size must be a whole number of at least 1; got 0",
         ),
     ],
 )

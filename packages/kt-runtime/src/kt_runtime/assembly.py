@@ -94,7 +94,7 @@ def build_parts(
             kv,
             backend.graphs_of,
             max_rows=config.max_num_seqs,
-            max_pages=-(-max_model_len // config.page_size),
+            max_pages=-(-max_model_len // config.kv_page_size),
         )
     check = NumericsCheck(backend.ops) if config.debug_numerics else None
     return EngineParts(
@@ -105,7 +105,7 @@ def build_parts(
         runner=Runner(model, backend.ops, kv, graphs, check),
         pool=PagePool(
             store.space_of,
-            config.page_size,
+            config.kv_page_size,
             store.out_of_pages,
             reuse=config.enable_prefix_cache,
         ),
@@ -119,7 +119,7 @@ def build_parts(
 def _max_model_len(shape: ModelShape, config: EngineConfig, num_pages: int) -> int:
     limits = {
         "the model's context": shape.max_position_embeddings,
-        "the page pool": num_pages * config.page_size,
+        "the page pool": num_pages * config.kv_page_size,
     }
     if config.max_model_len is None:
         return min(limits.values())

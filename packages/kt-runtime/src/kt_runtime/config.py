@@ -29,7 +29,7 @@ class EngineConfig:
         backend: which Ops run the model: "kt" (kt_kernel) or "torch" (plain PyTorch: the oracle,
             and for debugging).
         kv_dtype: "auto" is float32 under weight_format="float32", else bf16.
-        page_size: tokens per KV page.
+        kv_page_size: tokens per KV page.
         num_pages: KV pages; None sizes the pool for `kv_cpu_memory_gb`.
         kv_cpu_memory_gb: memory for KV pages, in 10^9 bytes, when num_pages is None.
         kv_disk_path: a directory that keeps KV pages between starts and for what memory does not
@@ -73,7 +73,7 @@ class EngineConfig:
     device: str = "auto"
     backend: Backend = "kt"
     kv_dtype: KVDtype = "auto"
-    page_size: int = 16
+    kv_page_size: int = 16
     num_pages: int | None = None
     kv_cpu_memory_gb: float = 1.0
     kv_disk_path: str | None = None
@@ -111,7 +111,7 @@ class EngineConfig:
         one_of("model_identity", self.model_identity, get_args(ModelIdentity))
         one_of("schedule_policy", self.schedule_policy, get_args(SchedulePolicy))
         check(self.group_size in (32, 64, 128), "group_size must be 32, 64 or 128", self.group_size)
-        for name in ("page_size", "max_batch_tokens", "max_num_seqs", "max_waiting"):
+        for name in ("kv_page_size", "max_batch_tokens", "max_num_seqs", "max_waiting"):
             value = getattr(self, name)
             check(
                 is_whole(value) and value >= 1,
@@ -131,10 +131,10 @@ class EngineConfig:
         check(self.kv_disk_path != "", "kv_disk_path must name a directory", self.kv_disk_path)
         itl_ok = self.max_itl_ms is None or 0 < self.max_itl_ms < float("inf")
         check(itl_ok, "max_itl_ms must be positive", self.max_itl_ms)
-        least = self.max_num_seqs - 1 + self.page_size
+        least = self.max_num_seqs - 1 + self.kv_page_size
         check(
             self.max_batch_tokens >= least,
-            f"max_batch_tokens must be at least max_num_seqs - 1 + page_size ({least})",
+            f"max_batch_tokens must be at least max_num_seqs - 1 + kv_page_size ({least})",
             self.max_batch_tokens,
         )
 

@@ -123,7 +123,7 @@ class Engine:
             self._times,
             max_batch_tokens=config.max_batch_tokens,
             max_itl_s=self._max_itl_s,
-            page_size=config.page_size,
+            page_size=config.kv_page_size,
         )
         self._scheduler = Scheduler(parts.pool, budget, max_num_seqs=config.max_num_seqs)
         self._inbox = Inbox(
@@ -391,7 +391,7 @@ class Engine:
             if not step.shares:
                 return None
             try:
-                batch = build_batch(step.shares, self.config.page_size)
+                batch = build_batch(step.shares, self.config.kv_page_size)
             except Exception as error:  # out of memory, say
                 self._fail(step, error)
                 return None
@@ -403,7 +403,7 @@ class Engine:
         if ahead is not None:
             # What fails here fails again where it is nobody's guess, or does not.
             with suppress(Exception):
-                self._ahead = ahead, build_batch(ahead.shares, self.config.page_size, ahead=1)
+                self._ahead = ahead, build_batch(ahead.shares, self.config.kv_page_size, ahead=1)
 
     def _forward(self, planned: _Planned) -> Floats | Exception:
         """Logits, or what went wrong. Touches nothing that `_book` and `_look_ahead` do."""
@@ -442,4 +442,4 @@ class Engine:
 def _step_times(parts: EngineParts, config: EngineConfig) -> StepTimeModel:
     """Without any experience."""
     shape = parts.shape
-    return StepTimeModel(shape.num_experts, shape.top_k, page_size=config.page_size)
+    return StepTimeModel(shape.num_experts, shape.top_k, page_size=config.kv_page_size)

@@ -17,7 +17,7 @@ _TORCH_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 def page_bytes(shape: ModelShape, config: EngineConfig) -> int:
     """Bytes of one page: k and v of all layers."""
     per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
-    return per_token * config.page_size * _TORCH_DTYPES[config.resolved_kv_dtype].itemsize
+    return per_token * config.kv_page_size * _TORCH_DTYPES[config.resolved_kv_dtype].itemsize
 
 
 def num_pages(shape: ModelShape, config: EngineConfig) -> int:
@@ -34,7 +34,7 @@ def allocate(shape: ModelShape, config: EngineConfig) -> list[KVLayer]:
     The operating system hands out zeroed memory page by page on first touch, so an unused pool
     costs address space, not memory.
     """
-    dims = (num_pages(shape, config), config.page_size, shape.num_kv_heads, shape.head_dim)
+    dims = (num_pages(shape, config), config.kv_page_size, shape.num_kv_heads, shape.head_dim)
     dtype = _TORCH_DTYPES[config.resolved_kv_dtype]
     return [KVLayer(_zeros(dims, dtype), _zeros(dims, dtype)) for _ in range(shape.num_layers)]
 

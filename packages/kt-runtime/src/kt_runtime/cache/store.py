@@ -55,7 +55,7 @@ class ModelStore:
         self._identity = _identity(config, origin)
         arena = Arena([_bytes(layer.k) for layer in kv] + [_bytes(layer.v) for layer in kv])
         self._geometry = Geometry(
-            page_tokens=config.page_size,
+            page_tokens=config.kv_page_size,
             groups=(
                 Group("k", len(kv), arena.strides[0]),
                 Group("v", len(kv), arena.strides[-1]),
@@ -65,7 +65,7 @@ class ModelStore:
         root = _root(config)
         sizes = StoreConfig(
             arena.num_pages,
-            config.page_size,
+            config.kv_page_size,
             disk_bytes=0 if root is None else int(config.kv_disk_gb * 1e9),
             tenant_share=config.kv_tenant_share,
             io=config.kv_io,

@@ -92,7 +92,7 @@ class Probe:
     def _measure_rest(self) -> Generator[None, None, None]:
         if self._config.max_num_seqs >= _MANY_DECODES:
             yield from self._decodes(_MANY_DECODES)
-        page_size = self._config.page_size
+        page_size = self._config.kv_page_size
         largest = min(self._config.max_batch_tokens, self._max_model_len)
         size = min(page_size, largest)
         late_size = size
@@ -139,7 +139,7 @@ def _batch(starts: list[int], size: int, shape: ModelShape, config: EngineConfig
         return torch.from_numpy(values.astype(np.int32))
 
     seq_lens = np.asarray(starts) + size
-    num_pages = -(-int(seq_lens.max()) // config.page_size)
+    num_pages = -(-int(seq_lens.max()) // config.kv_page_size)
     ends = np.arange(num_seqs + 1) * size
     return Batch(
         input_ids=ints(np.arange(num_rows) * _ID_STRIDE % shape.vocab_size),

@@ -91,7 +91,7 @@ def serve(
         kv_cpu_memory_gb=kv_cpu_memory_gb,
         num_threads=num_threads,
         pack_cache=pack_cache,
-        page_size=kv_page_size,
+        kv_page_size=kv_page_size,
         kv_disk_path=kv_disk_path,
         kv_disk_gb=kv_disk_gb,
         kv_io=kv_io,
@@ -164,7 +164,7 @@ def _disk_line(config: EngineConfig) -> str:
 def _announce(name: str, loaded: LoadedModel, url: str) -> None:
     """What runs, then the line that scripts wait for: `listening on URL`."""
     engine, stats = loaded.engine, loaded.engine.stats()
-    pages = f"{stats.num_pages} pages of {engine.config.page_size} tokens, {stats.kv_dtype}"
+    pages = f"{stats.num_pages} pages of {engine.config.kv_page_size} tokens, {stats.kv_dtype}"
     template = "yes" if loaded.chat_template is not None else "none: completions only"
     rows = {
         "kt": __version__,
