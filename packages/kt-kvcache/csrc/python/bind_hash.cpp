@@ -81,29 +81,37 @@ class RunHasher {
   RunningHash run_;
 };
 
-// The value of an int of one digit, as nearly all ids are, without a call; negative for others.
+// The value of an int of at most one digit, as nearly all ids are, without a call; negative for
+// others.
 int64_t small_id(PyObject* id) {
-#if PY_VERSION_HEX >= 0x030C0000
   auto* number = reinterpret_cast<PyLongObject*>(id);
+#if PY_VERSION_HEX >= 0x030C0000
   return PyUnstable_Long_IsCompact(number) ? int64_t{PyUnstable_Long_CompactValue(number)} : -1;
 #else
-  return Py_SIZE(id) == 1 ? int64_t{reinterpret_cast<PyLongObject*>(id)->ob_digit[0]} : -1;
+  return Py_SIZE(id) == 1 ? int64_t{number->ob_digit[0]} : Py_SIZE(id) == 0 ? 0 : -1;
 #endif
 }
 
-// Ids as u32 little-endian; None where one is not a plain int of that range.
+// A prompt's ids are objects all over the heap, 32 bytes each: more than a core's caches. This many
+// are asked for before they are read, some hundred nanoseconds ahead, as long as memory takes.
+constexpr Py_ssize_t kIdsAhead = 64;
+
+// Ids as u32 little-endian; None where one is not an int of that range. Nothing in the loop runs
+// Python code, so that the list stays what it is.
 nb::object encode_tokens(nb::list tokens) {
+  const auto n = static_cast<Py_ssize_t>(tokens.size());
+  PyObject* const* ids = reinterpret_cast<PyListObject*>(tokens.ptr())->ob_item;
   nb::bytearray encoded(nullptr, 4 * tokens.size());
   auto* out = static_cast<uint8_t*>(encoded.data());
-  for (nb::handle token : tokens) {
-    if (!PyLong_Check(token.ptr())) return nb::none();
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    __builtin_prefetch(ids[std::min(i + kIdsAhead, n - 1)]);
+    if (!PyLong_CheckExact(ids[i])) return nb::none();
     int overflow = 0;
-    long long id = small_id(token.ptr());
-    if (id < 0) id = PyLong_AsLongLongAndOverflow(token.ptr(), &overflow);
+    long long id = small_id(ids[i]);
+    if (id < 0) id = PyLong_AsLongLongAndOverflow(ids[i], &overflow);
     if (overflow != 0 || id < 0 || id > std::numeric_limits<uint32_t>::max()) return nb::none();
     const auto word = static_cast<uint32_t>(id);
-    std::memcpy(out, &word, sizeof(word));
-    out += sizeof(word);
+    std::memcpy(out + 4 * i, &word, sizeof(word));
   }
   return encoded;
 }
