@@ -6,7 +6,7 @@ import weakref
 from kt_kvcache.arena import Arena, PageView
 from kt_kvcache.chain import Chain
 from kt_kvcache.completion import Completion
-from kt_kvcache.disk.pages import DiskHolding
+from kt_kvcache.disk.holding import DiskHolding
 from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.handle import Handle
 from kt_kvcache.load import Load, LoadResult

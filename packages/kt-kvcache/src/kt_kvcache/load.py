@@ -14,7 +14,7 @@ from functools import partial
 from threading import RLock, Timer
 
 from kt_kvcache.completion import Completion
-from kt_kvcache.disk.pages import DiskHolding
+from kt_kvcache.disk.holding import DiskHolding
 from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.errors import StaleHandle
 from kt_kvcache.page import CachedPage, PageState

@@ -92,11 +92,11 @@ def test_a_bad_slot_is_not_used_again(store, files):
     files.fault = failing("pwritev", errno.EIO, times=1)
     fill(space, A)
     store.flush().result(30)
-    assert len(store._disk._pages._bad) == 1
+    assert len(store._disk._pages._places.bad) == 1
     retry_now(store)
     fill(space, [*A, *B])
     assert store.flush().result(30)
-    bad = next(iter(store._disk._pages._bad))
+    bad = next(iter(store._disk._pages._places.bad))
     assert all(
         page.page_id != bad for page in store._disk._pages._index.by_hash.values() if page.parent
     )

@@ -14,11 +14,11 @@ def hide_from_the_policy(pages):
 
 
 def free_a_place_in_use(pages):
-    pages._free.append(max(page.page_id for page in pages._index.by_hash.values()))
+    pages._places.add_free([max(page.page_id for page in pages._index.by_hash.values())])
 
 
 def free_a_place_twice(pages):
-    pages._free += [7 << 32] * 2
+    pages._places.add_free([7 << 32] * 2)
 
 
 def forget_which_page_a_slot_holds(pages):

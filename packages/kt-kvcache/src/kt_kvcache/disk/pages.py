@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which page lies in which slot of which segment, behind the tier's lock. It does no I/O.
+"""Which pages are on disk and at which of its places, behind the tier's lock. It does no I/O.
 
-A place is an int: the number of a segment in this process, and a slot. Pages in segments of
-others carry a pin as long as they are known, so that only their owner evicts them.
+Pages in segments of others carry a pin as long as they are known, so that only their owner evicts
+them.
 """
 
 import errno
-import heapq
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from threading import Lock
 from types import MappingProxyType
 
@@ -19,7 +18,10 @@ from numpy.typing import NDArray
 
 from kt_kvcache.chain import Chain
 from kt_kvcache.disk.counters import DiskCounters
-from kt_kvcache.disk.format import PageName, Record, extent_seed
+from kt_kvcache.disk.format import PageName, Record
+from kt_kvcache.disk.holding import DiskHolding, Extents, PageCounts
+from kt_kvcache.disk.places import Places
+from kt_kvcache.disk.records import Changes, absorb, forget
 from kt_kvcache.disk.segment import Segment
 from kt_kvcache.errors import IntegrityError
 from kt_kvcache.events import EventStream, Tier
@@ -30,58 +32,6 @@ from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.page_mover import CHECKSUM, SHORT
 from kt_kvcache.recent import Evicted
 
-_SLOT_BITS = 32
-_SLOT_MASK = (1 << _SLOT_BITS) - 1
-
-Changes = Sequence[tuple[int, Record | None]]
-
-
-class DiskHolding:
-    """Pages that a lease found on disk and keeps from being evicted; equal only to itself.
-
-    Attributes:
-        pages: in the order of the sequence.
-        pin: the last of them, pinned, and with it all above.
-        tail_tokens: if the last page only begins as the chain goes on, its tokens that do; else 0.
-    """
-
-    __slots__ = ("pages", "pin", "tail_tokens")
-
-    def __init__(self, pages: list[CachedPage], pin: CachedPage, tail_tokens: int = 0) -> None:
-        """Records what has just been pinned."""
-        self.pages = pages
-        self.pin = pin
-        self.tail_tokens = tail_tokens
-
-    @property
-    def num_full_pages(self) -> int:
-        """Pages that are the chain's as a whole."""
-        return len(self.pages) - (self.tail_tokens > 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Extents:
-    """Where pages lie, as a PageMover wants it; `segments` keeps their files open."""
-
-    fds: NDArray[np.int32]
-    offsets: NDArray[np.uint64]
-    seeds: NDArray[np.uint64]
-    sums: NDArray[np.uint64]
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PageCounts:
-    """What ``DiskPages.counts`` says; what it means stands at ``DiskStats``."""
-
-    known: int
-    evictable: int
-    free: int
-    bad: int
-    mismatched: int
-    reasked: int
-    reask_gap_s: float
-
 
 class DiskPages:
     """The index of a disk tier; thread-safe. `place`s are freed and taken by one thread only."""
@@ -89,12 +39,8 @@ class DiskPages:
     def __init__(self, policy: EvictionPolicy) -> None:
         """Starts without segments."""
         self._lock = Lock()
-        self._index = index_type()(policy, self._vacate, Tier.DISK)
-        self._segments: dict[int, Segment] = {}
-        self._next_number = 0
-        self._free: list[int] = []  # a heap: consecutive slots are written together
-        self._vacated: list[int] = []  # left by their page; their records still name it
-        self._bad: set[int] = set()  # the drive failed there: not used again
+        self._places = Places()
+        self._index = index_type()(policy, self._places.vacate, Tier.DISK)
         self._unready: set[CachedPage] = set()  # being written
         self._evicted = Evicted()
         self._num_reasked = 0
@@ -180,7 +126,7 @@ class DiskPages:
     def extents(self, pages: Sequence[CachedPage]) -> Extents:
         """Says where pinned pages lie; O(pages)."""
         with self._lock:
-            return self._extents(pages)
+            return self._places.extents(pages)
 
     def owned_from(self, place: int, n: int) -> tuple[list[CachedPage], Extents] | None:
         """Returns up to `n` of our own pages from a place on, in the order of places, unpinned;
@@ -188,32 +134,10 @@ class DiskPages:
 
         As long as one is attached, its slot holds nothing else. O(n + free slots among them).
         """
-        found: list[CachedPage] = []
         with self._lock:
-            for number, segment in sorted(self._segments.items()):
-                if segment.owned and number >= place >> _SLOT_BITS:
-                    first = place & _SLOT_MASK if number == place >> _SLOT_BITS else 0
-                    for page in segment.pages[first:]:
-                        if len(found) < n and page is not None and page not in self._unready:
-                            found.append(page)
-            return (found, self._extents(found)) if found else None
-
-    def _extents(self, pages: Sequence[CachedPage]) -> Extents:
-        segments, fds, offsets, seeds, sums = [], [], [], [], []
-        for page in pages:
-            segment, slot = self.locate(page.page_id)
-            segments.append(segment)
-            fds.append(segment.slots_fd)
-            offsets.append(slot * segment.header.shape.slot_bytes)
-            seeds.append(extent_seed(page.hash, int(segment.gens[slot]), slot))
-            sums.append(segment.sums[slot].copy())
-        return Extents(
-            np.array(fds, np.int32),
-            np.array(offsets, np.uint64),
-            np.array(seeds, np.uint64),
-            np.array(sums, np.uint64).reshape(len(pages), -1),
-            tuple(segments),
-        )
+            pages = self._places.pages_from(place)
+            found = list(islice((page for page in pages if page not in self._unready), n))
+            return (found, self._places.extents(found)) if found else None
 
     def subscribe(self, stream: EventStream) -> None:
         """Tells a stream of the pages that are here, and of what changes; O(pages)."""
@@ -232,36 +156,35 @@ class DiskPages:
             with self._lock:
                 if page.attached:
                     if status == errno.EIO:
-                        self._bad.add(page.page_id)
-                    self._remove(page)
+                        self._places.bad.add(page.page_id)
+                    self._forget(page)
 
     # What the thread that writes asks
 
     def locate(self, place: int) -> tuple[Segment, int]:
         """Returns the segment and slot of a place."""
-        return self._segments[place >> _SLOT_BITS], place & _SLOT_MASK
+        return self._places.locate(place)
 
     def segments(self) -> list[Segment]:
         """All segments known."""
         with self._lock:
-            return list(self._segments.values())
+            return list(self._places.segments.values())
 
     def add_segment(self, segment: Segment) -> None:
         """Makes a segment known. Its slots are not free before ``add_free``."""
         with self._lock:
-            self._segments[self._next_number] = segment
-            self._next_number += 1
+            self._places.add(segment)
 
     def remove_segment(self, segment: Segment) -> None:
         """Forgets a segment of somebody else that has gone, and its pages."""
         with self._lock:
             for page in segment.pages:
                 if page is not None and page.attached:
-                    self._remove(page)
-            number = self._number(segment)
-            held = any(page.page_id >> _SLOT_BITS == number for page in self._index.detached)
+                    self._forget(page)
+            places, number = self._places, self._places.number(segment)
+            held = any(places.is_in(page.page_id, number) for page in self._index.detached)
             if not held:  # else it stays until its leases are gone
-                del self._segments[number]
+                places.remove(number)
 
     def yield_segment(self) -> Segment | None:
         """Forgets the owned segment that was not used for longest, and all its pages.
@@ -272,28 +195,24 @@ class DiskPages:
         with self._lock:
             idle = {
                 number: max((page.last_used for page in segment.pages if page), default=0)
-                for number, segment in self._segments.items()
+                for number, segment in self._places.segments.items()
                 if segment.owned and not any(page.pins for page in segment.pages if page)
             }
             if not idle:
                 return None
             number = min(idle, key=lambda number: idle[number])
-            segment = self._segments[number]
+            segment = self._places.segments[number]
             for page in list(segment.pages):
                 if page is not None and page.attached:
-                    self._remove(page)
-            del self._segments[number]
-            self._free = [place for place in self._free if place >> _SLOT_BITS != number]
-            heapq.heapify(self._free)
-            self._vacated = [place for place in self._vacated if place >> _SLOT_BITS != number]
+                    self._forget(page)
+            self._places.remove(number)
             return segment
 
     def add_free(self, segment: Segment, slots: Iterable[int]) -> None:
         """Says that slots of an owned segment hold nothing and may be taken."""
-        first = self._number(segment) << _SLOT_BITS
         with self._lock:
-            for slot in slots:
-                heapq.heappush(self._free, first | slot)
+            first = self._places.first_place(segment)
+            self._places.add_free(first | slot for slot in slots)
 
     def own(self, segment: Segment, used: NDArray[np.uint64]) -> list[int]:
         """Takes over the pages of a segment whose owner has died, locked and just read.
@@ -334,7 +253,7 @@ class DiskPages:
     def num_free(self) -> int:
         """Slots that can be taken at once."""
         with self._lock:
-            return len(self._free)
+            return self._places.num_free
 
     def evict(self, n: int, keep: bytes, ns_key: bytes, num_wanted: int) -> int:
         """Evicts up to `n` pages, but not the one called `keep` or any above it.
@@ -364,8 +283,8 @@ class DiskPages:
         with self._lock:
             if names and names[0].position == 0:
                 self._index.root(names[0].ns_key)
-            for name in names[: len(self._free)]:
-                page, state = self._index.publish(name, name.position, self._free[0])
+            for name in names[: self._places.num_free]:
+                page, state = self._index.publish(name, name.position, self._places.next_free())
                 if page is None:
                     break
                 if planned:
@@ -373,12 +292,8 @@ class DiskPages:
                 if state is PageState.PRESENT:  # found by two at once: the rest is next time's
                     self._index.unpin(page)
                     return []
-                heapq.heappop(self._free)
+                self._places.take(page)
                 self._num_reasked += self._evicted.returned(page.hash, time.monotonic())
-                segment, slot = self.locate(page.page_id)
-                segment.pages[slot] = page
-                segment.gens[slot] = segment.next_gen
-                segment.next_gen += 1
                 self._unready.add(page)
                 planned.append(page)
         return planned
@@ -390,85 +305,35 @@ class DiskPages:
             if num_good < len(planned):
                 failed = planned[num_good]
                 if bad_slot:
-                    self._bad.add(failed.page_id)
+                    self._places.bad.add(failed.page_id)
                 if failed.attached:
-                    self._remove(failed)
+                    self._forget(failed)
             self._look_at_clock()
             self._index.unpin(planned[-1])
 
     def take_vacated(self) -> list[int]:
         """Places whose records must be freed before ``give``; the caller's from now on."""
         with self._lock:
-            places = [place for place in self._vacated if place not in self._bad]
-            self._vacated.clear()
-            return places
+            return self._places.take_vacated()
 
     def give(self, places: Iterable[int]) -> None:
         """Lets places be taken again: their records are freed."""
         with self._lock:
-            for place in places:
-                heapq.heappush(self._free, place)
+            self._places.add_free(places)
 
     def spoil(self, places: Iterable[int]) -> None:
         """Says that places must not be used again: their records could not be freed."""
         with self._lock:
-            self._bad.update(places)
+            self._places.bad.update(places)
 
     def absorb(
         self,
         changes: Sequence[tuple[Segment, Changes]],
         used: Mapping[Segment, NDArray[np.uint64]] = MappingProxyType({}),
     ) -> list[tuple[Segment, int, Record]]:
-        """Brings the index up to date with records that were read.
-
-        Args:
-            changes: the records, by segment and slot.
-            used: ``last_used`` of owned segments: the order in which pages will go.
-
-        Returns:
-            Records without a place in the tree, with their segment and slot: pages whose parent
-            is not there, and for segments of our own also duplicates.
-        """
+        """Brings the index up to date with records that were read; see ``records.absorb``."""
         with self._lock:
-            found: list[tuple[int, bool, int, int, Record]] = []
-            for segment, records in changes:
-                first = self._number(segment) << _SLOT_BITS
-                for slot, record in records:
-                    old = segment.pages[slot]
-                    if old is not None and old.attached:
-                        self._remove(old)
-                    if record is not None and record.name is not None:
-                        age = -record.created_ns
-                        position, other = record.name.position, not segment.owned
-                        found.append((position, other, age, first | slot, record))
-            # Parents first; among copies of a page one of our own, and the newest.
-            found.sort(key=lambda entry: entry[:4])
-            added: list[tuple[int, int, CachedPage]] = []
-            now = time.time_ns()
-            surplus = []
-            for position, other, age, place, record in found:
-                name = record.name
-                assert name is not None  # or it is not in the list
-                if position == 0:
-                    self._index.root(name.ns_key)
-                page, state = self._index.publish(name, position, place)
-                if page is not None and state is PageState.PUBLISHED:
-                    segment, slot = self.locate(place)
-                    segment.pages[slot] = page
-                    if not other:
-                        when = max(-age, int(used[segment][slot]) if segment in used else 0)
-                        added.append((min(when, now), position, page))
-                    continue
-                if page is not None:
-                    self._index.unpin(page)
-                if not other or page is None:
-                    surplus.append((*self.locate(place), record))
-            # What was used after the times were written last counts as used then, or when made.
-            added.sort(key=lambda entry: entry[:2])
-            for when, _, page in added:
-                self._look_at_clock(when)
-                self._index.unpin(page)
-            return surplus
+            return absorb(self._index, self._places, changes, used)
 
     def drop(self, ns_key: bytes, chain: Chain | None) -> list[int]:
         """Drops a namespace, or the subtree at the chain's last full page; returns its places."""
@@ -479,7 +344,7 @@ class DiskPages:
                 top = top if len(places) == chain.num_pages else None
             if top is None:
                 return []
-            return [page.page_id for page in self._remove(top) if page.parent is not None]
+            return [page.page_id for page in self._forget(top) if page.parent is not None]
 
     def counts(self) -> PageCounts:
         """Counts what there is; O(pages)."""
@@ -488,8 +353,8 @@ class DiskPages:
             return PageCounts(
                 known=len(self._index.by_hash) - num_roots,
                 evictable=self._index.num_evictable,
-                free=len(self._free) + len(self._vacated),
-                bad=len(self._bad),
+                free=self._places.num_free + self._places.num_vacated,
+                bad=len(self._places.bad),
                 mismatched=self._index.num_mismatched,
                 reasked=self._num_reasked,
                 reask_gap_s=self._evicted.gap_s,
@@ -499,16 +364,15 @@ class DiskPages:
         """Raises IntegrityError unless tree, segments and free places fit each other; O(pages)."""
         with self._lock:
             check_tree(self._index)
-            places = Counter([*self._free, *self._vacated])
+            places = Counter(self._places.unused())
             for page in self._index.by_hash.values():
                 if page.parent is not None:
                     places[page.page_id] += 1
-                    segment, slot = self.locate(page.page_id)
+                    segment, slot = self._places.locate(page.page_id)
                     if segment.pages[slot] is not page:
                         raise IntegrityError(
                             "[kvstore.check_integrity] a segment must know the page in each of its "
-                            f"slots; got another one in slot {slot} of segment "
-                            f"{page.page_id >> _SLOT_BITS}"
+                            f"slots; got another one in slot {slot} of segment {segment.name}"
                         )
             twice = [place for place, count in places.items() if count > 1]
             if twice:
@@ -517,25 +381,5 @@ class DiskPages:
                     f"{len(twice)} that do more, the first {twice[0]:#x}"
                 )
 
-    def _number(self, segment: Segment) -> int:
-        return next(number for number, known in self._segments.items() if known is segment)
-
-    def _remove(self, top: CachedPage) -> list[CachedPage]:
-        """Takes `top` and all below out of the index; what leases hold keeps its slot."""
-        doomed = self._index.subtree(top)
-        self._index.drop(top)
-        for page in reversed(doomed):
-            if page.parent is None:
-                continue
-            segment, slot = self.locate(page.page_id)
-            if not segment.owned:
-                segment.pages[slot] = None
-                self._index.unpin(page)
-        return doomed
-
-    def _vacate(self, place: int) -> None:
-        """Called by the index when nobody can use a page any more."""
-        segment = self._segments.get(place >> _SLOT_BITS)
-        if segment is not None and segment.owned:
-            segment.pages[place & _SLOT_MASK] = None
-            self._vacated.append(place)
+    def _forget(self, top: CachedPage) -> list[CachedPage]:
+        return forget(self._index, self._places, top)

@@ -10,7 +10,8 @@ from concurrent.futures import Future
 from kt_kvcache.arena import Arena
 from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import SlotShape
-from kt_kvcache.disk.pages import DiskPages, Extents
+from kt_kvcache.disk.holding import Extents
+from kt_kvcache.disk.pages import DiskPages
 from kt_kvcache.page import CachedPage
 from kt_kvcache.page_mover import PageMover, Statuses
 

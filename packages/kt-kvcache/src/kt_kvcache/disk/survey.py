@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import Record, SlotShape
-from kt_kvcache.disk.pages import Changes, DiskPages
+from kt_kvcache.disk.pages import DiskPages
+from kt_kvcache.disk.records import Changes
 from kt_kvcache.disk.root import Root
 from kt_kvcache.disk.segment import Segment
 

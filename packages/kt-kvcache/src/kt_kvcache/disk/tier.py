@@ -19,7 +19,8 @@ from kt_kvcache.disk.counters import DiskCounters, DiskStats
 from kt_kvcache.disk.files import Files
 from kt_kvcache.disk.flights import Offer
 from kt_kvcache.disk.format import SlotShape
-from kt_kvcache.disk.pages import DiskHolding, DiskPages
+from kt_kvcache.disk.holding import DiskHolding
+from kt_kvcache.disk.pages import DiskPages
 from kt_kvcache.disk.root import Root
 from kt_kvcache.disk.scrub import Scrub
 from kt_kvcache.disk.survey import Survey
