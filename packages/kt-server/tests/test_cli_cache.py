@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kt_kvcache import Arena, Geometry, Group, Identity, KVStore, StoreConfig
-from kt_server.cli.commands import app
+from kt_server.cli.commands import app, run_app
 
 GEOMETRY = Geometry(page_tokens=4, groups=(Group("kv", 1, 8192),))
 
@@ -65,6 +65,30 @@ def test_verify_finds_what_scrub_drops(root: Path) -> None:
     assert kt("verify", root) == ["7 pages, 0.000 GB: 0 damaged"]
 
 
-def test_a_directory_that_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\[kvstore"):
-        kt("stats", tmp_path)
+@pytest.mark.parametrize("name", ["empty", "other", "file", "nowhere"])
+@pytest.mark.parametrize(
+    "command", [["stats"], ["ls"], ["drop", "--all"], ["drop", "ab"], ["verify"], ["scrub"]]
+)
+def test_what_is_no_store_is_said_in_one_line_and_left_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    name: str,
+) -> None:
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "other").mkdir(mode=0o700)
+    for file in ("other/notes", "file"):
+        (tmp_path / file).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    verb, *rest = command
+    monkeypatch.setattr("sys.argv", ["kt", "cache", verb, str(tmp_path / name), *rest])
+    with pytest.raises(SystemExit) as ended:
+        run_app()
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("kt: [kvstore.inspect] root must be a directory")
+    assert said.err.endswith("\n")
+    assert said.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before

@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from kt_kvcache.disk.files import OsFiles
 from kt_kvcache.disk.format import PageName, Record, extent_seed
-from kt_kvcache.disk.root import Root
+from kt_kvcache.disk.root import STORE, Root
 from kt_kvcache.disk.segment import Segment
 
 _MASK = (1 << 64) - 1
@@ -177,6 +177,11 @@ def _opened(
     files = OsFiles(root)
     segments: list[Segment] = []
     try:
+        if STORE not in files.names():
+            raise ValueError(
+                "[kvstore.inspect] root must be a directory that a store has written to, with its "
+                f"file {STORE}; got {str(root)!r}, which has none"
+            )
         could_write = not files.read_only
         files.read_only = True  # nothing is made of what is not a store
         opened = Root(files, 0, 0)

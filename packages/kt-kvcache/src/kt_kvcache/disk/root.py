@@ -30,7 +30,7 @@ from kt_kvcache.disk.format import (
 from kt_kvcache.disk.segment import DIRECTORY, SLOTS, Segment
 
 _ASK, _ASK_BYTES = ".ask", 4
-_STORE, _NEW_STORE, _LOCK, _DROPS = "STORE", "STORE.new", "budget.lock", "DROPS"
+STORE, _NEW_STORE, _LOCK, _DROPS = "STORE", "STORE.new", "budget.lock", "DROPS"
 _DROPS_BYTES = 16
 # Who holds the lock allocates at most one segment. Longer means that it hangs: then nothing is
 # written here, and tried again later.
@@ -241,13 +241,13 @@ class Root:
         if self.files.read_only:
             return self._read_store()
         with self.locked():
-            if _STORE not in self.files.names():
+            if STORE not in self.files.names():
                 self._write_store()
             return self._read_store()
 
     def _read_store(self) -> StoreFile:
         try:
-            fd = self.files.open(_STORE)
+            fd = self.files.open(STORE)
         except FileNotFoundError as error:
             raise ValueError("[kvstore.open] a read-only root must be a store; got none") from error
         try:
@@ -271,7 +271,7 @@ class Root:
             self.files.sync(fd)
         finally:
             self.files.close(fd)
-        self.files.rename(_NEW_STORE, _STORE)
+        self.files.rename(_NEW_STORE, STORE)
         self.files.sync_names()
 
     def _names(self, suffix: str) -> list[str]:
