@@ -6,6 +6,7 @@ from importlib.metadata import version
 from kt_kvcache.arena import Arena, PageView
 from kt_kvcache.chain import Chain, Extra
 from kt_kvcache.completion import Completion
+from kt_kvcache.config import StoreConfig
 from kt_kvcache.disk.counters import DiskStats
 from kt_kvcache.errors import IntegrityError, OutOfPages, StaleHandle
 from kt_kvcache.events import EventStream, Removed, Stored, Tier
@@ -15,7 +16,7 @@ from kt_kvcache.load import LoadResult
 from kt_kvcache.page import PageState
 from kt_kvcache.space import Hit, Space
 from kt_kvcache.stats import Stats
-from kt_kvcache.store import KVStore, StoreConfig
+from kt_kvcache.store import KVStore
 from kt_kvcache.tail import Tail
 from kt_kvcache.writer import Event, Writer
 

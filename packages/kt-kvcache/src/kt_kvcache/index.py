@@ -151,20 +151,32 @@ class PageIndex:
                 self.policy.remove(above)
             above = above.parent
 
+    @property
+    def now(self) -> int:
+        """Time of the last unpin."""
+        return self._clock
+
     def use_at(self, time: int) -> None:
         """Sets the clock, which goes up by 1 with each unpin, to a later time."""
         self._clock = max(self._clock, time - 1)
 
-    def unpin(self, page: CachedPage) -> None:
-        """Takes back one pin; O(pages left without pins). Dropped ones among them go free."""
-        self._clock += 1
+    def unpin(self, page: CachedPage, used: int | None = None) -> None:
+        """Takes back one pin; O(pages left without pins). Dropped ones among them go free.
+
+        Args:
+            page: the page that was pinned.
+            used: when it was used, if holding it was no use; None: now.
+        """
+        if used is None:
+            self._clock += 1
+            used = self._clock
         above: CachedPage | None = page
         while above is not None:
             above.pins -= 1
             if above.pins:
                 return
             if above.attached:
-                above.last_used = self._clock
+                above.last_used = max(above.last_used, used)
                 self.num_evictable += 1
                 if not above.children:
                     self.policy.add(above)

@@ -33,10 +33,10 @@ class NativePageIndex(PageIndex):
             if not page.children:  # those above have at least the page below
                 self.policy.remove(page)
 
-    def unpin(self, page: CachedPage) -> None:
+    def unpin(self, page: CachedPage, used: int | None = None) -> None:
         """See ``PageIndex.unpin``."""
-        if not page.attached:
-            super().unpin(page)
+        if used is not None or not page.attached:
+            super().unpin(page, used)
             return
         self._clock += 1
         num_unpinned = _pages.unpin(page, self._clock)

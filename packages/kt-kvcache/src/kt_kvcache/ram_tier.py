@@ -42,9 +42,18 @@ class Holding:
 
 
 class Transfer(Holding):
-    """What the store itself keeps while bytes move to or from disk."""
+    """What the store itself keeps while bytes move to or from disk.
 
-    __slots__ = ()
+    Attributes:
+        used: when its page was used last, if to have held it is no use; else None.
+    """
+
+    __slots__ = ("used",)
+
+    def __init__(self, pins: list[CachedPage], since: float, used: int | None = None) -> None:
+        """Records what the tier has just pinned."""
+        super().__init__(pins, set(), since)
+        self.used = used
 
 
 class RamTier:
@@ -65,6 +74,7 @@ class RamTier:
         self._leaked: deque[Holding] = deque()
         self._counters = Counters()
         self._evicted = Evicted()
+        self._evicted_used = 0  # when the last one of them was used
         self._closed = False
 
     @property
@@ -175,7 +185,7 @@ class RamTier:
         """Returns what a load will hold: nothing yet."""
         with self._lock:
             self._require_open("load")
-            transfer = Transfer([], set(), self._clock())
+            transfer = Transfer([], self._clock())
             self._holdings.add(transfer)
             return transfer
 
@@ -189,6 +199,20 @@ class RamTier:
                 self._index.pin(page)
                 self._keep(transfer, page)
             return n
+
+    def page(self, page_hash: bytes) -> CachedPage | None:
+        """Returns a page that is in memory now. O(1)."""
+        with self._lock:
+            return self._index.by_hash.get(page_hash)
+
+    def evicts_soon(self) -> int | None:
+        """Returns the time of use (``CachedPage.last_used``) up to which pages may be evicted soon:
+        halfway from the last victim's to now. None while a quarter of all slots is free. O(1).
+        """
+        with self._lock:
+            if 4 * self._slots.num_free > self._slots.num_pages:
+                return None
+            return (self._evicted_used + self._index.now) // 2
 
     def has(self, page_hash: bytes) -> bool:
         """Whether a page is in memory now."""
@@ -212,13 +236,18 @@ class RamTier:
         with self._lock:
             return holding.pins[-1] if holding in self._holdings and holding.pins else None
 
-    def hold(self, page: CachedPage) -> Transfer | None:
-        """Pins a page and all above it while they are written to disk; None if it has gone."""
+    def hold(self, page: CachedPage, *, is_use: bool = True) -> Transfer | None:
+        """Pins a page and all above it while they are written to disk; None if it has gone.
+
+        Unless that is a use, they go as soon as they would have gone, or sooner if others use them
+        meanwhile; releasing them then takes longer.
+        """
         with self._lock:
             if self._closed or not page.attached:
                 return None
+            used = None if is_use or page.pins else page.last_used
             self._index.pin(page)
-            transfer = Transfer([page], set(), self._clock())
+            transfer = Transfer([page], self._clock(), used)
             self._holdings.add(transfer)
             return transfer
 
@@ -333,7 +362,9 @@ class RamTier:
             self._index.policy.ask(asker.namespace, num_wanted)
         now = self._clock()
         for _ in range(n):
-            self._evicted.add(self._index.evict().hash, now)
+            page = self._index.evict()
+            self._evicted.add(page.hash, now)
+            self._evicted_used = page.last_used
             self._counters.evicted_pages += 1
 
     def _keep(self, holding: Holding, page: CachedPage) -> None:
@@ -348,8 +379,9 @@ class RamTier:
             return
         self._holdings.remove(holding)
         self._slots.give(holding.private or ())
+        used = holding.used if isinstance(holding, Transfer) else None
         for page in holding.pins:
-            self._index.unpin(page)
+            self._index.unpin(page, used)
 
     def _recover_leaked(self) -> None:
         while self._leaked:

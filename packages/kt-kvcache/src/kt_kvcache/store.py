@@ -1,83 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store: configuration, spaces, statistics, end of life. It moves no pages itself."""
+"""The store: spaces, statistics, end of life. It moves no pages itself."""
 
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from time import monotonic
 from types import TracebackType
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.completion import Completion
+from kt_kvcache.config import StoreConfig
 from kt_kvcache.disk.files import OsFiles
 from kt_kvcache.disk.tier import DiskTier
 from kt_kvcache.errors import require_int
 from kt_kvcache.events import EventStream
-from kt_kvcache.eviction import BranchPolicy, EvictionPolicy
 from kt_kvcache.identity import Geometry, Identity, ns_key, tenant_tag
-from kt_kvcache.page_mover import IO_CHOICES, open_page_mover
-from kt_kvcache.quota import QuotaPolicy
+from kt_kvcache.page_mover import open_page_mover
 from kt_kvcache.ram_tier import RamTier
 from kt_kvcache.space import Space
 from kt_kvcache.stats import Stats
 
 _SECRET_BYTES = 32  # of the HMAC's hash: more adds nothing
-
-
-@dataclass(frozen=True, slots=True)
-class StoreConfig:
-    """Sizes of a store.
-
-    Attributes:
-        num_pages: page slots in memory.
-        page_tokens: tokens per page. 64 loses 32 tokens per prefix on average to the page
-            boundary and hashes 4x faster per token than 16.
-        disk_bytes: what a root's files may take, of all processes together; needed with a root.
-        min_free_bytes: what the root's file system keeps free: the store grows no further.
-        inflight_bytes: bytes being read or written at once.
-        io: how: "threads", each in a call of its own, or "uring", by Linux's io_uring. "auto" is
-            whichever was measured to be faster of those that the system lets us use.
-        durability_s: seconds of pages that a power cut may lose.
-        tenant_share: part of the pages, in memory and on disk, that a space (a model and a tenant)
-            is sure of: while one has more, others lose none to it. 1: the least used pages go,
-            whoever's they are.
-    """
-
-    num_pages: int
-    page_tokens: int = 64
-    disk_bytes: int = 0
-    min_free_bytes: int = 1 << 30
-    # Enough for any drive: what it has in flight is bandwidth x latency, 7 GB/s x 1 ms = 7 MB.
-    inflight_bytes: int = 64 << 20
-    io: str = "auto"
-    durability_s: float = 5.0
-    tenant_share: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_int("config", "num_pages", self.num_pages, 1)
-        require_int("config", "page_tokens", self.page_tokens, 1)
-        require_int("config", "disk_bytes", self.disk_bytes, 0)
-        require_int("config", "min_free_bytes", self.min_free_bytes, 0)
-        require_int("config", "inflight_bytes", self.inflight_bytes, 1)
-        if self.io not in IO_CHOICES:
-            raise ValueError(f"[kvstore.config] io must be one of {IO_CHOICES}; got {self.io!r}")
-        if not self.durability_s > 0:
-            raise ValueError(
-                f"[kvstore.config] durability_s must be seconds > 0; got {self.durability_s!r}"
-            )
-        if not 0 < self.tenant_share <= 1:
-            raise ValueError(
-                "[kvstore.config] tenant_share must be greater than 0, at most 1; got "
-                f"{self.tenant_share!r}"
-            )
-
-    def eviction(self, num_pages: int) -> EvictionPolicy:
-        """Returns how a tier of so many pages chooses which one goes."""
-        if self.tenant_share == 1:
-            return BranchPolicy()
-        return QuotaPolicy(BranchPolicy(), int(self.tenant_share * num_pages))
 
 
 class KVStore:
@@ -140,12 +85,7 @@ class KVStore:
                 open_page_mover(config.inflight_bytes, config.io),
                 tier,
                 arena,
-                config.eviction,
-                page_tokens=config.page_tokens,
-                disk_bytes=config.disk_bytes,
-                min_free_bytes=config.min_free_bytes,
-                inflight_bytes=config.inflight_bytes,
-                durability_s=config.durability_s,
+                config,
             )
         except BaseException:
             files.close_all()

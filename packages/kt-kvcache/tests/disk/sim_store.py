@@ -11,24 +11,22 @@ from .known_pages import PAGE_TOKENS, SLOT_BYTES, STRIDES
 from .sim_files import SimFiles
 
 
-def sim_store(files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64) -> KVStore:
+def sim_store(
+    files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64, **options: float | str
+) -> KVStore:
     arena = Arena.allocate(num_pages, STRIDES)
     ram = RamTier(num_pages, LruPolicy())
-    disk_bytes = disk_pages * (SLOT_BYTES + 520) + 8 * 4096
-    mover = ThreadPageMover(1, 1 << 20, preadv=files.preadv, pwritev=files.pwritev)
-    disk = DiskTier(
-        files,
-        mover,
-        ram,
-        arena,
-        lambda _: LruPolicy(),
-        page_tokens=PAGE_TOKENS,
-        disk_bytes=disk_bytes,
+    config = StoreConfig(
+        num_pages,
+        PAGE_TOKENS,
+        disk_bytes=disk_pages * (SLOT_BYTES + 520) + 8 * 4096,
         min_free_bytes=0,
         inflight_bytes=1 << 20,
-        durability_s=5,
+        **options,
     )
-    return KVStore(StoreConfig(num_pages, PAGE_TOKENS, disk_bytes=disk_bytes), arena, ram, disk)
+    mover = ThreadPageMover(1, 1 << 20, preadv=files.preadv, pwritev=files.pwritev)
+    disk = DiskTier(files, mover, ram, arena, config)
+    return KVStore(config, arena, ram, disk)
 
 
 def look(store: KVStore) -> None:

@@ -17,8 +17,9 @@ class DiskCounters:
         shared_pages: that a load found in memory in the end: another one had brought them.
         scrubbed_pages: read and compared while nothing else was to be done.
         written_pages, written_bytes: on disk with their records.
-        dropped_writes: pages not written: gone from memory before their turn, no room on disk, or
-            the drive failed.
+        dropped_writes: pages not written: gone from memory before their turn, no room on disk, the
+            drive failed, or the day's limit was reached.
+        capped_writes: those of them that the day's limit kept from being written.
         oversized_pages: pages not written because their extras do not fit into a record.
         evicted_pages: pages that gave way to others.
         reasked_pages: pages written that had been evicted not long ago.
@@ -43,6 +44,7 @@ class DiskCounters:
     written_pages: int = 0
     written_bytes: int = 0
     dropped_writes: int = 0
+    capped_writes: int = 0
     oversized_pages: int = 0
     evicted_pages: int = 0
     reasked_pages: int = 0
@@ -71,6 +73,9 @@ class DiskStats:
         allocated_bytes: what the segments known take.
         budget_bytes: what all segments together may take.
         mismatched_pages: pages found by hash whose tokens or parent differed (served as misses).
+        unwritten_pages: pages in memory that the write policy holds back until later.
+        written_last_day_bytes: written in 24 hours (whole hours: up to 25), by all processes on the
+            root, restarts included; what others wrote is known a minute later.
         reading_bytes, writing_bytes: on their way now.
         read_p50_s, read_p99_s: seconds from asking for a batch of pages (8 MiB at most) to having
             it verified, of the last 1,024 batches.
@@ -92,6 +97,8 @@ class DiskStats:
     allocated_bytes: int
     budget_bytes: int
     mismatched_pages: int
+    unwritten_pages: int
+    written_last_day_bytes: int
     reading_bytes: int
     writing_bytes: int
     read_p50_s: float

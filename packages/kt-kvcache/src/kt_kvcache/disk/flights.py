@@ -4,6 +4,7 @@ order in which they began. All calls come from the thread that writes; it decide
 """
 
 import errno
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,23 +16,21 @@ from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import PageName, Record, SlotShape
 from kt_kvcache.disk.health import Health
 from kt_kvcache.disk.pages import DiskPages
+from kt_kvcache.disk.rate import TokenBucket
 from kt_kvcache.disk.room import Room
 from kt_kvcache.disk.segment import Segment
+from kt_kvcache.disk.wear import Wear
+from kt_kvcache.disk.write_policy import Offer
 from kt_kvcache.page import CachedPage
 from kt_kvcache.page_mover import PageMover, Statuses, Sums
 from kt_kvcache.ram_tier import RamTier, Transfer
 from kt_kvcache.recent import Durations
 
+# A batch that a rate makes wait is made so small that it waits no longer: what has landed and what
+# is due are looked after in between.
+_WAIT_S = 0.25
 # Batches that share the bytes in flight: while one is hashed, the next is on its way.
 _BATCHES_IN_FLIGHT = 4
-
-
-@dataclass(slots=True)
-class Offer:
-    """Pages in memory that shall be on disk: `tail` and all above it; `num_new` are new."""
-
-    tail: CachedPage
-    num_new: int
 
 
 @dataclass(slots=True)
@@ -62,6 +61,8 @@ class Flights:
         inflight_bytes: bytes being written now.
         write_times: of batches, from being sent to having their records written.
         num_lost: offers and batches that were not written as a whole, since set to 0.
+        wear: how much was written.
+        hurry: while it is set, no rate is kept: somebody waits.
     """
 
     def __init__(
@@ -74,16 +75,36 @@ class Flights:
         shape: SlotShape,
         counters: DiskCounters,
         health: Health,
+        wear: Wear,
         *,
         inflight_bytes: int,
+        bytes_per_s: int,
+        is_use: bool,
+        between: Callable[[], None],
         arrived: Callable[[], None],
     ) -> None:
-        """Starts with none; `arrived` is called, from any thread, when one can land."""
+        """Starts with none.
+
+        Args:
+            pages, room, mover, ram, arena, shape, counters, health, wear: whose pages go where.
+            inflight_bytes: most that is written at once.
+            bytes_per_s: most that is written on average; 0: no limit.
+            is_use: whether pages that are written count as used then.
+            between: called between batches that had to wait.
+            arrived: called, from any thread, when a flight can land.
+        """
         self._pages, self._room, self._mover = pages, room, mover
         self._ram, self._arena, self._shape = ram, arena, shape
         self._counters, self._health = counters, health
         self._limit = inflight_bytes
         self.batch_bytes = inflight_bytes // _BATCHES_IN_FLIGHT
+        if bytes_per_s:
+            self.batch_bytes = min(self.batch_bytes, int(bytes_per_s * _WAIT_S))
+        self._rate = TokenBucket(bytes_per_s)
+        self._is_use = is_use
+        self._between = between
+        self.wear = wear
+        self.hurry = threading.Event()
         self._arrived = arrived
         self._flights: deque[_Flight] = deque()
         self.inflight_bytes = 0
@@ -110,16 +131,24 @@ class Flights:
 
     def lose(self, offer: Offer) -> None:
         """Counts pages that are not written."""
+        self._lose(offer.num_new)
+
+    def _lose(self, num_pages: int) -> None:
         self.num_lost += 1
-        self._counters.dropped_writes += offer.num_new
+        self._counters.dropped_writes += num_pages
 
     def send(self, offer: Offer) -> None:
         """Sends pages that are not on disk on their way; holds them until they have landed."""
-        held = self._ram.hold(offer.tail)
+        page, num_gone = offer.tail, 0
+        while (
+            held := self._ram.hold(page, is_use=self._is_use)
+        ) is None and page.parent is not None:
+            page, num_gone = page.parent, num_gone + 1
+        if num_gone:
+            self._lose(min(num_gone, offer.num_new))
         if held is None:
-            self.lose(offer)
             return
-        missing = self._pages.missing(offer.tail)
+        missing = self._pages.missing(page)
         names = self._names(missing)
         self._counters.oversized_pages += len(missing) - len(names)
         slot_bytes = self._shape.slot_bytes
@@ -127,6 +156,9 @@ class Flights:
         sent = 0
         while sent < len(names) and not self._health.degraded:
             batch = names[sent : sent + step]
+            if not self.wear.allows(len(batch) * self._shape.num_bytes):
+                self._counters.capped_writes += len(names) - sent
+                break
             self._room.make(len(batch), batch[0])
             planned = self._pages.plan(batch)
             if not planned:
@@ -134,6 +166,7 @@ class Flights:
             num_bytes = len(planned) * slot_bytes
             while self._flights and self.inflight_bytes + num_bytes > self._limit:
                 self.land()
+            self._wait_for_rate(num_bytes)
             ids = tuple(page.page_id for page in missing[sent : sent + len(planned)])
             at = self._pages.extents(planned)
             future = self._mover.write(
@@ -147,15 +180,24 @@ class Flights:
                 _Flight(planned, batch[: len(planned)], future, num_bytes, time.monotonic())
             )
             self.inflight_bytes += num_bytes
+            self.wear.add(len(planned) * self._shape.num_bytes)
             future.add_done_callback(lambda _: self._arrived())
             sent += len(planned)
         if sent < len(missing):
-            self.num_lost += 1
-            self._counters.dropped_writes += len(names) - sent
+            self._lose(len(names) - sent)
         if sent:
             self._flights[-1].held = held
         else:
             self._ram.release(held)
+
+    def _wait_for_rate(self, num_bytes: int) -> None:
+        """Waits until so many bytes may be written."""
+        due = time.monotonic() + self._rate.take(num_bytes)
+        while (left := due - time.monotonic()) > 0 and not self.hurry.is_set():
+            while self.has_arrived():
+                self.land()
+            self._between()
+            self.hurry.wait(min(left, _WAIT_S))
 
     def land_all(self) -> None:
         """Waits for all that is in flight."""

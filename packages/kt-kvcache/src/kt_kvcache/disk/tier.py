@@ -6,7 +6,7 @@ I/O but ``open`` and ``close``.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain
 from kt_kvcache.completion import Completion
+from kt_kvcache.config import StoreConfig
 from kt_kvcache.disk.claims import Claims
 from kt_kvcache.disk.counters import DiskCounters, DiskStats
 from kt_kvcache.disk.files import Files
-from kt_kvcache.disk.flights import Offer
 from kt_kvcache.disk.format import SlotShape
 from kt_kvcache.disk.holding import DiskHolding
 from kt_kvcache.disk.pages import DiskPages
+from kt_kvcache.disk.rate import Delayed, TokenBucket
 from kt_kvcache.disk.root import Root
 from kt_kvcache.disk.scrub import Scrub
 from kt_kvcache.disk.survey import Survey
 from kt_kvcache.disk.worker import Worker
+from kt_kvcache.disk.write_policy import Offer
 from kt_kvcache.events import EventStream
-from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.page import CachedPage
 from kt_kvcache.page_mover import PageMover, Statuses, payload_bytes
 from kt_kvcache.ram_tier import RamTier
@@ -51,13 +52,7 @@ class DiskTier:
         mover: PageMover,
         ram: RamTier,
         arena: Arena,
-        eviction: Callable[[int], EvictionPolicy],
-        *,
-        page_tokens: int,
-        disk_bytes: int,
-        min_free_bytes: int,
-        inflight_bytes: int,
-        durability_s: float,
+        config: StoreConfig,
     ) -> None:
         """Opens a root and reads all its directories: 512 bytes per page of 64 tokens.
 
@@ -65,28 +60,27 @@ class DiskTier:
             files: of the root; closed with the tier.
             mover: moves the bytes; closed with the tier.
             ram, arena: the pages in memory.
-            eviction: makes the policy of so many pages: which one gives way to others.
-            page_tokens: tokens per page.
-            disk_bytes, min_free_bytes, inflight_bytes, durability_s: see ``StoreConfig``.
+            config: of the store.
 
         Raises:
             ValueError: the root is not a store of this version, or too small for one page.
             OSError: it cannot be read.
         """
         slot_bytes = payload_bytes(sum(arena.strides))
-        self._shape = SlotShape(slot_bytes, page_tokens)
+        self._shape = SlotShape(slot_bytes, config.page_tokens)
         # What is being written is pinned in memory: never more than a small part of it.
         writing = max(1, arena.num_pages // _WRITING_SHARE) * slot_bytes
         self._files, self._mover, self._arena = files, mover, arena
-        self._disk_bytes = disk_bytes
-        self._root = Root(files, disk_bytes, min_free_bytes)
+        self._disk_bytes = config.disk_bytes
+        self._root = Root(files, config.disk_bytes, config.min_free_bytes)
         self._root.num_slots(self._shape)  # refuses a budget that holds nothing
         self._counters = DiskCounters()
-        self._pages = DiskPages(eviction(disk_bytes // self._shape.num_bytes))
+        self._pages = DiskPages(config.eviction(config.disk_bytes // self._shape.num_bytes))
         self._leaked: deque[DiskHolding] = deque()
         self.claims: Claims[Load] = Claims()
         self._reading: dict[Future[Statuses], int] = {}  # bytes
         self._read_times = Durations()
+        self._delayed_reads = Delayed(TokenBucket(config.read_bytes_per_s))
         self._pid = os.getpid()
         self._closed = False
         survey = Survey(self._root, self._pages, self._shape, self._counters)
@@ -103,8 +97,8 @@ class DiskTier:
             arena,
             self._shape,
             self._counters,
-            inflight_bytes=min(inflight_bytes, writing),
-            durability_s=durability_s,
+            config,
+            inflight_bytes=min(config.inflight_bytes, writing),
             idle=self._scrub.step,
         )
 
@@ -150,19 +144,25 @@ class DiskTier:
         self._leaked.append(holding)
 
     def read(self, pages: Sequence[CachedPage], page_ids: Sequence[int]) -> "Future[Statuses]":
-        """Reads pinned pages into rows of the arena, verified; see ``PageMover.read``.
+        """Reads pinned pages into rows of the arena, verified; see ``PageMover.read``. It begins
+        when the rate lets it.
 
         A page whose bytes are not right is forgotten, and with it all below it.
         """
         at = self._pages.extents(pages)
         view = self._arena.view(tuple(page_ids), writable=True)
         extent_bytes = self._shape.extent_bytes
-        num_bytes, start = len(pages) * self._shape.slot_bytes, time.monotonic()
-        future = self._mover.read(view, at.fds, at.offsets, at.seeds, at.sums, extent_bytes)
-        self._reading[future] = num_bytes
+        num_bytes, started = len(pages) * self._shape.slot_bytes, list[float]()
+        read: Future[Statuses] = Future()
+        self._reading[read] = num_bytes
+
+        def begin() -> None:
+            started.append(time.monotonic())
+            moved = self._mover.read(view, at.fds, at.offsets, at.seeds, at.sums, extent_bytes)
+            moved.add_done_callback(lambda done: read.set_result(done.result()))
 
         def account(done: "Future[Statuses]") -> None:
-            self._read_times.add(time.monotonic() - start)
+            self._read_times.add(time.monotonic() - started[0])
             del self._reading[done]
             statuses = done.result()
             bad = [(page, status) for page, status in zip(pages, statuses, strict=True) if status]
@@ -172,8 +172,9 @@ class DiskTier:
             for page, status in bad:
                 self._pages.failed(page, int(status), self._counters)
 
-        future.add_done_callback(account)
-        return future
+        read.add_done_callback(account)
+        self._delayed_reads.call(num_bytes, begin)
+        return read
 
     def offer(self, tail: CachedPage, num_pages: int) -> None:
         """Has a page in memory and all above it written, where they are not on disk yet.
@@ -222,6 +223,8 @@ class DiskTier:
             allocated_bytes=sum(segment.num_bytes for segment in segments),
             budget_bytes=self._disk_bytes,
             mismatched_pages=pages.mismatched,
+            unwritten_pages=worker.policy.num_held(),
+            written_last_day_bytes=worker.flights.wear.last_day(),
             reading_bytes=sum(self._reading.copy().values()),
             writing_bytes=worker.flights.inflight_bytes,
             read_p50_s=self._read_times.quantile(0.5),
@@ -249,6 +252,7 @@ class DiskTier:
         if os.getpid() != self._pid:  # its threads are not here
             return
         self._worker.close()
+        self._delayed_reads.close()
         self._mover.close()
         for segment in self._pages.segments():
             segment.close()

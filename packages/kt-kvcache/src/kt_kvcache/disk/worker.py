@@ -8,21 +8,24 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain
 from kt_kvcache.completion import Completion
+from kt_kvcache.config import StoreConfig
 from kt_kvcache.disk.counters import DiskCounters
-from kt_kvcache.disk.flights import Call, Flights, Offer
+from kt_kvcache.disk.flights import Call, Flights
 from kt_kvcache.disk.format import SlotShape
 from kt_kvcache.disk.health import Health
 from kt_kvcache.disk.pages import DiskPages
 from kt_kvcache.disk.room import Room
 from kt_kvcache.disk.root import Root
 from kt_kvcache.disk.survey import Survey
+from kt_kvcache.disk.wear import Wear
+from kt_kvcache.disk.write_policy import Offer, WritePolicy, by_chain, open_write_policy
 from kt_kvcache.page_mover import PageMover
 from kt_kvcache.ram_tier import RamTier
 
@@ -32,7 +35,8 @@ _REFRESH_S = 1.0
 # After the last commit. A queue is empty most of the time while answers are computed, too, and what
 # is done in idle time would take a few ms from them: a step in 25 would be late.
 _IDLE_AFTER_S = 30.0
-# How much of the order of use a killed process takes with it; 8 bytes per page are written.
+# How much of the order of use, and of the bytes written, a killed process takes with it; 8 bytes
+# per page are written.
 _ORDER_S = 60.0
 # Commits of this time are written together, the pages of each chain at once: CPUs that compute the
 # next ones pay for each write, and a write costs as much as several pages. A killed process loses
@@ -50,6 +54,7 @@ class Worker:
     """Runs until ``close``; all calls but ``close`` return at once, from any thread.
 
     Attributes:
+        policy: which pages are written, and when.
         flights: what is being written.
         health: whether the drive can be written.
     """
@@ -64,15 +69,16 @@ class Worker:
         arena: Arena,
         shape: SlotShape,
         counters: DiskCounters,
+        config: StoreConfig,
         *,
         inflight_bytes: int,
-        durability_s: float,
         idle: Callable[[], None],
     ) -> None:
         """Starts the thread; it calls `idle` about once a second while it has nothing to do."""
         self._idle = idle
         self._root, self._pages, self._survey = root, pages, survey
-        self._shape, self._counters = shape, counters
+        self._ram, self._shape, self._counters = ram, shape, counters
+        self.policy: WritePolicy = open_write_policy(config, pages, ram)
         self.health = Health(counters)
         self._room = Room(root, pages, shape, counters, self.health)
         self.flights = Flights(
@@ -84,10 +90,15 @@ class Worker:
             shape,
             counters,
             self.health,
+            Wear(root, config.daily_write_bytes),
             inflight_bytes=inflight_bytes,
+            bytes_per_s=config.write_bytes_per_s,
+            is_use=config.write_policy
+            != "back",  # which has the oldest written, to be evicted next
+            between=self._sync_if_due,
             arrived=self._arrived,
         )
-        self._durability_s = durability_s
+        self._durability_s = config.durability_s
         self._changed = threading.Condition()
         self._queue: deque[Offer | Call] = deque()
         self._write_at = 0.0  # when what is queued is written, however little it is
@@ -132,6 +143,8 @@ class Worker:
             result.settle(synced and not lost)
 
         def flush() -> None:  # what is offered later goes on meanwhile
+            self._use_touched()
+            self._send(self.policy.rest())
             self.flights.then(Call(settle, partial(result.settle, False)))
 
         self._call(flush, result, False)
@@ -159,6 +172,7 @@ class Worker:
         """Writes and syncs what was asked, then ends; idempotent."""
         with self._changed:
             self._closing = True
+            self.flights.hurry.set()
             self._hurry()
         self._thread.join()
 
@@ -179,6 +193,7 @@ class Worker:
         with self._changed:
             if not self._closing:
                 self._queue.append(Call(call, cannot))
+                self.flights.hurry.set()
                 self._hurry()
                 return
         cannot()
@@ -193,8 +208,11 @@ class Worker:
                     self._tick()
                     continue
                 for offer in item:
-                    self.flights.send(offer)
+                    self._send(self.policy.committed(offer))
                     self._tick()
+                self._send(self.policy.due())
+            self._use_touched()
+            self._send(self.policy.rest())
             self.flights.land_all()
             self._keep_order_of_use()
             self._sync()
@@ -217,6 +235,8 @@ class Worker:
                     return self._take()
                 if self._closing:
                     return None
+                if not any(isinstance(queued, Call) for queued in self._queue):
+                    self.flights.hurry.clear()
                 if not self.flights.has_arrived():
                     until = self._next_refresh
                     if self._queue:
@@ -225,8 +245,7 @@ class Worker:
             self._tick()
 
     def _take(self) -> "list[Offer] | Call":
-        """The call whose turn it is, or all offers before the next call, the last one first: it has
-        the pages of its chain written that those before it offered."""
+        """The call whose turn it is, or all offers before the next call."""
         first = self._queue.popleft()
         if isinstance(first, Call):
             return first
@@ -235,7 +254,7 @@ class Worker:
             offers.append(item)
             self._queue.popleft()
         self._gathered_bytes = 0
-        return offers[::-1]
+        return by_chain(offers)
 
     def _arrived(self) -> None:
         with self._changed:
@@ -257,20 +276,35 @@ class Worker:
             if now >= self._next_order and not self.health.degraded:
                 self._next_order = now + _ORDER_S
                 self._keep_order_of_use()
-            while self._touched:
-                self._pages.touch(self._touched.popleft())
+            self._use_touched()
             is_idle = not self._queue and not self.flights and now >= self._idle_at
             if is_idle and not self.health.degraded:
                 self._idle()
-        if now >= self._next_sync:
-            self._sync()
+        self._sync_if_due()
+
+    def _send(self, offers: Iterable[Offer]) -> None:
+        for offer in offers:
+            self.flights.send(offer)
+
+    def _use_touched(self) -> None:
+        """Counts what was used in memory as used on disk, and for what is to be written."""
+        while self._touched:
+            page_hash = self._touched.popleft()
+            self._pages.touch(page_hash)
+            page = self._ram.page(page_hash)
+            if page is not None:
+                self._send(self.policy.used(page))
 
     def _keep_order_of_use(self) -> None:
-        """Writes down when pages were used, for the next start: evicted is what was used least."""
+        """Writes down when pages were used, for the next start: evicted is what was used least; and
+        how much was written."""
         if self._root.files.read_only:
             return
-        while self._touched:
-            self._pages.touch(self._touched.popleft())
+        self._use_touched()
+        try:
+            self.flights.wear.save()
+        except OSError as error:
+            self.health.count(error)
         for segment in self._pages.segments():
             if segment.owned:
                 try:
@@ -287,6 +321,10 @@ class Worker:
         if some_of_others:
             self._survey.announce_drop()
         return num_pages
+
+    def _sync_if_due(self) -> None:
+        if time.monotonic() >= self._next_sync:
+            self._sync()
 
     def _sync(self) -> bool:
         """Makes what was written durable; False if the drive refuses."""
