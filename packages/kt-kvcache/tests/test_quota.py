@@ -35,6 +35,8 @@ def test_who_has_more_than_his_share_loses_his_own(identity, geometry):
             store.check_integrity()
         assert num_pages(bob, [7] * 16) == 8
         assert [num_pages(alice, [i] * 8) for i in (17, 18, 19)] == [0, 4, 4]
+        counters = store.stats().counters
+        assert counters.quota_evicted_pages == counters.evicted_pages == 4 * 18
 
 
 def test_what_nobody_needs_may_be_used_and_is_given_back_first(identity, geometry):
@@ -57,6 +59,7 @@ def test_without_shares_the_least_used_pages_go(identity, geometry):
         for i in range(4):
             publish(alice, [i] * 8)
         assert num_pages(bob, [7] * 16) == 0
+        assert store.stats().counters.quota_evicted_pages == 0
 
 
 def test_pages_in_use_are_taken_from_nobody(identity, geometry):

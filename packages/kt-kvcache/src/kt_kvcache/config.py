@@ -38,6 +38,9 @@ class StoreConfig:
         read_bytes_per_s, write_bytes_per_s: most that is read, and written, on average; 0: no
             limit. Loads and writes then wait, engines never do; nor do ``flush``, ``drop`` and
             ``close``, which write what is left at once.
+        max_age_s: seconds after which a page that was computed is not found any more, in memory
+            or on disk, nor what follows it, and its slot is free; 0: never. Use does not make it
+            younger, nor do restarts or ``keep``. (``drop`` is what erases at once.)
         tenant_share: part of the pages, in memory and on disk, that a space (a model and a tenant)
             is sure of: while one has more, others lose none to it. 1: the least used pages go,
             whoever's they are.
@@ -56,6 +59,7 @@ class StoreConfig:
     daily_write_bytes: int = 0
     read_bytes_per_s: int = 0
     write_bytes_per_s: int = 0
+    max_age_s: float = 0.0
     tenant_share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -78,6 +82,10 @@ class StoreConfig:
         if not self.durability_s > 0:
             raise ValueError(
                 f"[kvstore.config] durability_s must be seconds > 0; got {self.durability_s!r}"
+            )
+        if not 0 <= self.max_age_s < float("inf"):
+            raise ValueError(
+                f"[kvstore.config] max_age_s must be seconds >= 0; got {self.max_age_s!r}"
             )
         if not 0 < self.tenant_share <= 1:
             raise ValueError(

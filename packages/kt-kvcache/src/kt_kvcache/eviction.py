@@ -37,6 +37,10 @@ class EvictionPolicy(Protocol):
     def pop(self) -> CachedPage:
         """Chooses the next victim and forgets it."""
 
+    def over_share(self) -> int:
+        """How many victims were chosen because their namespace had more than its share."""
+        return 0  # most policies know no shares
+
     def __contains__(self, page: CachedPage) -> bool: ...
 
     def __len__(self) -> int: ...

@@ -50,6 +50,10 @@ class KeepingPolicy(EvictionPolicy):
                 self._inner.add(self._kept.pop())
         return self._inner.pop() if len(self._inner) else self._kept.pop()
 
+    def over_share(self) -> int:
+        """How many victims were chosen because their namespace had more than its share."""
+        return self._inner.over_share()
+
     def __contains__(self, page: CachedPage) -> bool:
         return page in self._kept or page in self._inner
 

@@ -187,7 +187,9 @@ class Load(Completion[LoadResult]):
             return 0
         ids = self._page_ids[start : start + len(pages)]
         try:
-            states = self._ram.publish(self._holding, _Links(pages), 0, ids)
+            states = self._ram.publish(
+                self._holding, _Links(pages), 0, ids, [page.born for page in pages]
+            )
         except StaleHandle:  # the store was closed
             return 0
         linked = [state is not PageState.UNLINKED for state in states]

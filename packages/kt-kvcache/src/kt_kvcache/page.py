@@ -48,6 +48,7 @@ class CachedPage:
             Those of an earlier stay in the cache count as far as the policy remembers them.
         last_used: clock of the index when its pins last fell to zero: the number of such moments
             in memory, ns since 1970 on disk.
+        born: when its KV was computed, in ns since 1970; 0 for a root.
         kept_until: when a soft pin ends, in seconds of the store's clock; 0 without one.
         attached: whether it is in the index; a dropped page lives on, detached, while pinned.
     """
@@ -55,6 +56,7 @@ class CachedPage:
     __slots__ = (
         "attached",
         "body",
+        "born",
         "children",
         "hash",
         "kept_until",
@@ -79,5 +81,6 @@ class CachedPage:
         self.pins = 1
         self.num_branches = 0
         self.last_used = 0
+        self.born = 0
         self.kept_until = 0.0
         self.attached = True

@@ -24,6 +24,7 @@ class QuotaPolicy(EvictionPolicy):
         self._beyond: set[Namespace] = set()  # all that have too much, and some that had
         self._asking: Namespace | None = None
         self._num_asked = 0
+        self._num_over_share = 0
 
     def ask(self, namespace: Namespace, num_pages: int) -> None:
         """What is chosen from now on is for this namespace, which wants so many more pages."""
@@ -53,10 +54,15 @@ class QuotaPolicy(EvictionPolicy):
         if evictable:
             page = self._pages[max(evictable, key=self._size)].first()
             self._inner.remove(page)
+            self._num_over_share += 1
         else:
             page = self._inner.pop()
         self._forget(page)
         return page
+
+    def over_share(self) -> int:
+        """How many victims were chosen because their namespace had more than its share."""
+        return self._num_over_share
 
     def _size(self, space: Namespace) -> int:
         return space.num_pages + (self._num_asked if space is self._asking else 0)

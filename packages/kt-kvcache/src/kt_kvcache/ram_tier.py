@@ -10,6 +10,7 @@ from dataclasses import replace
 from threading import Lock
 from time import monotonic, perf_counter_ns
 
+from kt_kvcache.ages import Ages, now_ns
 from kt_kvcache.chain import Chain
 from kt_kvcache.errors import OutOfPages, StaleHandle
 from kt_kvcache.events import EventStream
@@ -60,9 +61,21 @@ class RamTier:
     """All page slots of a store; thread-safe."""
 
     def __init__(
-        self, num_pages: int, policy: EvictionPolicy, clock: Callable[[], float] = monotonic
+        self,
+        num_pages: int,
+        policy: EvictionPolicy,
+        clock: Callable[[], float] = monotonic,
+        *,
+        max_age_s: float = 0.0,
     ) -> None:
-        """Starts with `num_pages` free slots; `clock` gives seconds from any start."""
+        """Starts with `num_pages` free slots.
+
+        Args:
+            num_pages: slots.
+            policy: which page goes first.
+            clock: gives seconds from any start.
+            max_age_s: see ``StoreConfig``.
+        """
         self._lock = Lock()
         self._clock = clock
         self._slots = Slots(num_pages)
@@ -73,6 +86,7 @@ class RamTier:
         # not released there but at the next call that counts pages. deque.append is atomic.
         self._leaked: deque[Holding] = deque()
         self._counters = Counters()
+        self._ages = Ages(max_age_s)
         self._evicted = Evicted()
         self._evicted_used = 0  # when the last one of them was used
         self._closed = False
@@ -92,6 +106,7 @@ class RamTier:
         """Returns the number of leading pages of `chain` that are cached; O(that number)."""
         with self._lock:
             self._require_open("probe")
+            self._expire()
             return len(self._index.match(root, chain, chain.num_pages)[1])
 
     def acquire(
@@ -108,6 +123,7 @@ class RamTier:
         start = perf_counter_ns()
         with self._lock:
             self._require_open("acquire")
+            self._expire()
             last, page_ids = self._index.match(root, chain, num_pages)
             num_matched, tail = len(page_ids), None
             if with_tail:
@@ -147,6 +163,7 @@ class RamTier:
         """
         with self._lock:
             self._require_open("reserve")
+            self._expire()
             self._recover_leaked()
             num_free, num_evictable = self._slots.num_free, self._index.num_evictable
             if num_free + num_evictable < n:
@@ -158,9 +175,17 @@ class RamTier:
             return holding, page_ids
 
     def publish(
-        self, holding: Holding, chain: Links, first_page: int, page_ids: Sequence[int]
+        self,
+        holding: Holding,
+        chain: Links,
+        first_page: int,
+        page_ids: Sequence[int],
+        born: Sequence[int] = (),
     ) -> list[PageState]:
-        """Publishes a writer's slots as pages [first_page, ...) of the chain; O(pages)."""
+        """Publishes a writer's slots as pages [first_page, ...) of the chain; O(pages).
+
+        `born` says when they were computed, if that is not now.
+        """
         states = []
         with self._lock:
             self._require_open("commit")
@@ -172,7 +197,9 @@ class RamTier:
                 page, state = self._index.publish(chain, i, page_id)
                 if page is not None:
                     self._keep(holding, page)
-                if state is PageState.PUBLISHED:
+                if page is not None and state is PageState.PUBLISHED:
+                    page.born = born[i - first_page] if born else now_ns()
+                    self._ages.add(page)
                     private.remove(page_id)
                     self._counters.reasked_pages += self._evicted.returned(chain.page_hash(i), now)
                 states.append(state)
@@ -315,6 +342,7 @@ class RamTier:
         """Returns a consistent snapshot; O(pages in store)."""
         with self._lock:
             self._require_open("stats")
+            self._expire()
             self._recover_leaked()
             index = self._index
             num_roots = sum(page.parent is None for page in index.by_hash.values())
@@ -334,7 +362,7 @@ class RamTier:
                 oldest_lease_s=now - min(leases, default=now),
                 mismatched_pages=index.num_mismatched,
                 reask_gap_s=self._evicted.gap_s,
-                counters=replace(self._counters),
+                counters=replace(self._counters, quota_evicted_pages=index.policy.over_share()),
             )
 
     def check_integrity(self) -> None:
@@ -366,6 +394,9 @@ class RamTier:
             self._evicted.add(page.hash, now)
             self._evicted_used = page.last_used
             self._counters.evicted_pages += 1
+
+    def _expire(self) -> None:
+        self._counters.expired_pages += self._ages.expire(self._index.drop)
 
     def _keep(self, holding: Holding, page: CachedPage) -> None:
         """Records a new pin; it covers the last one if that is the page's parent."""

@@ -20,6 +20,8 @@ class Counters:
         present_pages: committed pages that were in the index already.
         unlinked_pages: committed pages whose parent was not cached.
         evicted_pages: cached pages that gave way to ``reserve`` or ``load``.
+        quota_evicted_pages: those of them that went because their space had more than its share.
+        expired_pages: pages forgotten because they, or those above them, were too old.
         reasked_pages: pages published that had been evicted not long ago: with a larger store they
             would have been there.
         dropped_pages: pages that ``drop`` took out.
@@ -36,6 +38,8 @@ class Counters:
     present_pages: int = 0
     unlinked_pages: int = 0
     evicted_pages: int = 0
+    quota_evicted_pages: int = 0
+    expired_pages: int = 0
     reasked_pages: int = 0
     dropped_pages: int = 0
     leaked_handles: int = 0

@@ -70,7 +70,12 @@ class KVStore:
             raise ValueError(
                 f"[kvstore.open] arena must have {config.num_pages} pages; got {arena.num_pages}"
             )
-        tier = RamTier(config.num_pages, config.eviction(config.num_pages), clock)
+        tier = RamTier(
+            config.num_pages,
+            config.eviction(config.num_pages),
+            clock,
+            max_age_s=config.max_age_s,
+        )
         if root is None:
             return cls(config, arena, tier)
         if arena is None or not config.disk_bytes:

@@ -47,6 +47,8 @@ def wait_until(holds, timeout=30) -> None:
 
 
 class DiskMachine(RuleBasedStateMachine):
+    write_policy = "through"
+
     def __init__(self):
         super().__init__()
         self.disk = SimDisk()
@@ -58,7 +60,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.faults = [[0], [0]]  # how many calls of each process will still fail
 
     def opened(self, process):
-        return sim_store(self.files[process], disk_pages=DISK_PAGES)
+        return sim_store(self.files[process], disk_pages=DISK_PAGES, write_policy=self.write_policy)
 
     def space(self, process, tenant):
         return space_of(self.stores[process], TENANTS[tenant])
@@ -222,3 +224,16 @@ TestDiskMachine.settings = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+class SelectiveMachine(DiskMachine):
+    write_policy = "selective"
+
+
+class BackMachine(DiskMachine):
+    write_policy = "back"
+
+
+TestSelectiveMachine, TestBackMachine = SelectiveMachine.TestCase, BackMachine.TestCase
+for case in (TestSelectiveMachine, TestBackMachine):
+    case.settings = settings(TestDiskMachine.settings, max_examples=15)

@@ -36,7 +36,9 @@ def test_shares_hold_on_disk_too(open_store):
     for i in range(10):
         fill(alice, [i] * 32)
         assert store.flush().result(30)
-    assert store.stats().disk.counters.evicted_pages > 40
+    counters = store.stats().disk.counters
+    assert counters.evicted_pages > 40
+    assert counters.evicted_pages >= counters.quota_evicted_pages > 0
     assert bob.probe(bob.chain([7] * 32)).num_pages == 8
     assert loaded(bob, bob.chain([7] * 32)) == 32
     store.check_integrity()

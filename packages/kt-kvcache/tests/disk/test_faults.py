@@ -141,6 +141,7 @@ def test_one_bad_page_ends_the_load_before_it(store, files):
         assert reserved == [0]  # whoever is told finds the slots of the other pages free
         assert lease.num_tokens == 24
     assert store.stats().disk.counters.checksum_misses == 1
+    assert store.stats().disk.counters.damaged_pages >= 1
     assert loaded(space, chain) == 24
 
 

@@ -243,6 +243,7 @@ def test_who_comes_later_gets_his_part_of_the_budget(opened, disk):
     assert sum(owned) == num_segments
     assert abs(owned[0] - owned[1]) <= 1
     assert stats[0].counters.yielded_segments == owned[1]
+    assert stats[0].counters.yielded_pages >= 4 * owned[1]
     # Those of the first that were used last are still there, for both.
     look(two)
     for store in (one, two):

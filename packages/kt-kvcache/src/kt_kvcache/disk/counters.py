@@ -22,8 +22,12 @@ class DiskCounters:
         capped_writes: those of them that the day's limit kept from being written.
         oversized_pages: pages not written because their extras do not fit into a record.
         evicted_pages: pages that gave way to others.
+        quota_evicted_pages: those of them that went because their space had more than its share.
+        expired_pages: pages forgotten because they, or those above them, were too old.
+        damaged_pages: pages forgotten because they, or those above them, could not be read rightly.
         reasked_pages: pages written that had been evicted not long ago.
-        yielded_segments: given to other processes that had fewer.
+        yielded_segments, yielded_pages: given to other processes that had fewer, and the pages
+            forgotten with them.
         dropped_pages: pages that ``drop`` took out.
         bad_records: records read that are not whole, of this version and of their slot.
         checksum_misses: pages read whose bytes were not those written (served as misses).
@@ -47,8 +51,12 @@ class DiskCounters:
     capped_writes: int = 0
     oversized_pages: int = 0
     evicted_pages: int = 0
+    quota_evicted_pages: int = 0
+    expired_pages: int = 0
+    damaged_pages: int = 0
     reasked_pages: int = 0
     yielded_segments: int = 0
+    yielded_pages: int = 0
     dropped_pages: int = 0
     bad_records: int = 0
     checksum_misses: int = 0

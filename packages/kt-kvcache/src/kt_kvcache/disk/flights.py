@@ -160,7 +160,9 @@ class Flights:
                 self._counters.capped_writes += len(names) - sent
                 break
             self._room.make(len(batch), batch[0])
-            planned = self._pages.plan(batch)
+            planned = self._pages.plan(
+                batch, [page.born for page in missing[sent : sent + len(batch)]]
+            )
             if not planned:
                 break
             num_bytes = len(planned) * slot_bytes
@@ -257,13 +259,14 @@ class Flights:
         return names
 
     def _write_records(self, planned: list[CachedPage], names: list[PageName], sums: Sums) -> None:
-        now = time.time_ns()
         batches: dict[Segment, tuple[list[int], list[Record]]] = {}
         for i, page in enumerate(planned):
             segment, slot = self._pages.locate(page.page_id)
             segment.sums[slot] = sums[i]
             slots, records = batches.setdefault(segment, ([], []))
             slots.append(slot)
-            records.append(Record(int(segment.gens[slot]), names[i], now, tuple(sums[i].tolist())))
+            records.append(
+                Record(int(segment.gens[slot]), names[i], page.born, tuple(sums[i].tolist()))
+            )
         for segment, (slots, records) in batches.items():
             segment.write_records(slots, records)

@@ -55,5 +55,7 @@ class PageCounts:
     free: int
     bad: int
     mismatched: int
+    over_share: int
+    expired: int
     reasked: int
     reask_gap_s: float

@@ -31,7 +31,7 @@ class StoredPage:
     Attributes:
         segment, slot: where it lies.
         name: its hash, parent, namespace, position and body.
-        created_ns: when it was written, in ns since the epoch.
+        created_ns: when its KV was computed, in ns since the epoch.
         page_tokens: its tokens.
         num_bytes: bytes of its slot.
     """

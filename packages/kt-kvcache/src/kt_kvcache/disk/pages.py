@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from kt_kvcache.ages import Ages
 from kt_kvcache.chain import Chain
 from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import PageName, Record
@@ -36,14 +37,16 @@ from kt_kvcache.recent import Evicted
 class DiskPages:
     """The index of a disk tier; thread-safe. `place`s are freed and taken by one thread only."""
 
-    def __init__(self, policy: EvictionPolicy) -> None:
-        """Starts without segments."""
+    def __init__(self, policy: EvictionPolicy, max_age_s: float = 0.0) -> None:
+        """Starts without segments; `max_age_s` as in ``StoreConfig``."""
         self._lock = Lock()
         self._places = Places()
         self._index = index_type()(policy, self._places.vacate, Tier.DISK)
         self._unready: set[CachedPage] = set()  # being written
         self._evicted = Evicted()
         self._num_reasked = 0
+        self._ages = Ages(max_age_s)
+        self._num_expired = 0
 
     # What leases and loads ask
 
@@ -61,6 +64,7 @@ class DiskPages:
         """
         num_pages = min(chain.num_pages, max_tokens // chain.page_tokens)
         with self._lock:
+            self._expire()
             root = self._index.by_hash.get(ns_key)
             if root is None:
                 return None
@@ -92,6 +96,7 @@ class DiskPages:
     def count(self, ns_key: bytes, chain: Chain) -> int:
         """Number of leading pages of the chain that are known here, pins nothing."""
         with self._lock:
+            self._expire()
             root = self._index.by_hash.get(ns_key)
             return 0 if root is None else len(self._index.match(root, chain, chain.num_pages)[1])
 
@@ -157,7 +162,7 @@ class DiskPages:
                 if page.attached:
                     if status == errno.EIO:
                         self._places.bad.add(page.page_id)
-                    self._forget(page)
+                    counters.damaged_pages += len(self._forget(page))
 
     # What the thread that writes asks
 
@@ -186,11 +191,12 @@ class DiskPages:
             if not held:  # else it stays until its leases are gone
                 places.remove(number)
 
-    def yield_segment(self) -> Segment | None:
+    def yield_segment(self) -> tuple[Segment, int] | None:
         """Forgets the owned segment that was not used for longest, and all its pages.
 
         Returns:
-            It; None if each has a page that somebody holds or that is being written.
+            It, and how many pages that were, those below them in other segments among them; None
+            if each has a page that somebody holds or that is being written.
         """
         with self._lock:
             idle = {
@@ -202,11 +208,12 @@ class DiskPages:
                 return None
             number = min(idle, key=lambda number: idle[number])
             segment = self._places.segments[number]
+            num_pages = 0
             for page in list(segment.pages):
                 if page is not None and page.attached:
-                    self._forget(page)
+                    num_pages += len(self._forget(page))
             self._places.remove(number)
-            return segment
+            return segment, num_pages
 
     def add_free(self, segment: Segment, slots: Iterable[int]) -> None:
         """Says that slots of an owned segment hold nothing and may be taken."""
@@ -274,8 +281,8 @@ class DiskPages:
                 self._index.unpin(kept)
             return num
 
-    def plan(self, names: Sequence[PageName]) -> list[CachedPage]:
-        """Gives slots to consecutive pages of a chain, as far as slots are free.
+    def plan(self, names: Sequence[PageName], born: Sequence[int]) -> list[CachedPage]:
+        """Gives slots to consecutive pages of a chain, computed then, as far as slots are free.
 
         Nobody finds them before ``settle``. The last one carries a pin.
         """
@@ -283,7 +290,7 @@ class DiskPages:
         with self._lock:
             if names and names[0].position == 0:
                 self._index.root(names[0].ns_key)
-            for name in names[: self._places.num_free]:
+            for name, when in zip(names[: self._places.num_free], born, strict=False):
                 page, state = self._index.publish(name, name.position, self._places.next_free())
                 if page is None:
                     break
@@ -293,6 +300,8 @@ class DiskPages:
                     self._index.unpin(page)
                     return []
                 self._places.take(page)
+                page.born = when
+                self._ages.add(page)
                 self._num_reasked += self._evicted.returned(page.hash, time.monotonic())
                 self._unready.add(page)
                 planned.append(page)
@@ -333,7 +342,12 @@ class DiskPages:
     ) -> list[tuple[Segment, int, Record]]:
         """Brings the index up to date with records that were read; see ``records.absorb``."""
         with self._lock:
-            return absorb(self._index, self._places, changes, used)
+            return absorb(self._index, self._places, self._ages, changes, used)
+
+    def expire(self) -> None:
+        """Forgets pages that are too old. O(these pages)."""
+        with self._lock:
+            self._expire()
 
     def drop(self, ns_key: bytes, chain: Chain | None) -> list[int]:
         """Drops a namespace, or the subtree at the chain's last full page; returns its places."""
@@ -356,6 +370,8 @@ class DiskPages:
                 free=self._places.num_free + self._places.num_vacated,
                 bad=len(self._places.bad),
                 mismatched=self._index.num_mismatched,
+                over_share=self._index.policy.over_share(),
+                expired=self._num_expired,
                 reasked=self._num_reasked,
                 reask_gap_s=self._evicted.gap_s,
             )
@@ -380,6 +396,9 @@ class DiskPages:
                     "[kvstore.check_integrity] a place must be free or hold one page; got "
                     f"{len(twice)} that do more, the first {twice[0]:#x}"
                 )
+
+    def _expire(self) -> None:
+        self._num_expired += self._ages.expire(lambda page: len(self._forget(page)))
 
     def _forget(self, top: CachedPage) -> list[CachedPage]:
         return forget(self._index, self._places, top)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kt_kvcache.ages import Ages
 from kt_kvcache.disk.format import Record
 from kt_kvcache.disk.places import Places
 from kt_kvcache.disk.segment import Segment
@@ -21,13 +22,14 @@ Changes = Sequence[tuple[int, Record | None]]
 def absorb(
     index: PageIndex,
     places: Places,
+    ages: Ages,
     changes: Sequence[tuple[Segment, Changes]],
     used: Mapping[Segment, NDArray[np.uint64]],
 ) -> list[tuple[Segment, int, Record]]:
     """Brings the index up to date with records that were read.
 
     Args:
-        index, places: what is brought up to date; the caller holds their lock.
+        index, places, ages: what is brought up to date; the caller holds their lock.
         changes: the records, by segment and slot.
         used: ``last_used`` of owned segments: the order in which pages will go.
 
@@ -60,6 +62,8 @@ def absorb(
         if page is not None and state is PageState.PUBLISHED:
             segment, slot = places.locate(place)
             segment.pages[slot] = page
+            page.born = record.created_ns
+            ages.add(page)
             if not other:
                 when = max(-age, int(used[segment][slot]) if segment in used else 0)
                 added.append((min(when, now), position, page))

@@ -76,8 +76,10 @@ class Room:
         owned = [segment for segment in self._pages.segments() if segment.owned]
         if asked is None or len(owned) <= asked + 1 or self._root.has_room_for(owned[0]):
             return
-        segment = self._pages.yield_segment()
-        if segment is not None:
+        yielded = self._pages.yield_segment()
+        if yielded is not None:
+            segment, num_pages = yielded
+            self._counters.yielded_pages += num_pages
             self._root.give_back(segment)
             self._counters.yielded_segments += 1
             self.full_until = time.monotonic() + _YIELD_S

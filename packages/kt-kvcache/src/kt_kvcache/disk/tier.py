@@ -75,7 +75,9 @@ class DiskTier:
         self._root = Root(files, config.disk_bytes, config.min_free_bytes)
         self._root.num_slots(self._shape)  # refuses a budget that holds nothing
         self._counters = DiskCounters()
-        self._pages = DiskPages(config.eviction(config.disk_bytes // self._shape.num_bytes))
+        self._pages = DiskPages(
+            config.eviction(config.disk_bytes // self._shape.num_bytes), config.max_age_s
+        )
         self._leaked: deque[DiskHolding] = deque()
         self.claims: Claims[Load] = Claims()
         self._reading: dict[Future[Statuses], int] = {}  # bytes
@@ -236,7 +238,11 @@ class DiskTier:
             read_only=self._files.read_only,
             io=self._mover.io,
             counters=replace(
-                self._counters, reasked_pages=pages.reasked, degraded_ms=worker.health.degraded_ms
+                self._counters,
+                quota_evicted_pages=pages.over_share,
+                expired_pages=pages.expired,
+                reasked_pages=pages.reasked,
+                degraded_ms=worker.health.degraded_ms,
             ),
         )
 

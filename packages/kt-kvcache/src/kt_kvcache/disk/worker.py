@@ -272,6 +272,7 @@ class Worker:
                     self._room.share()
             except OSError:
                 self._counters.io_errors += 1
+            self._pages.expire()
             self._room.free_vacated()
             if now >= self._next_order and not self.health.degraded:
                 self._next_order = now + _ORDER_S
