@@ -64,6 +64,8 @@ def test_copy_between_views_of_different_shapes_is_refused(num_pages, strides):
     ("buffers", "message"),
     [
         ([], "must not be empty"),
+        ([[1, 2]], "layer 0 must be a numpy array of plain bytes; got list"),
+        ([np.zeros((4, 4), object)], "plain bytes; got object"),
         ([np.zeros(4, np.uint8)], r"layer 0 must be .*; got uint8 \(4,\)"),
         ([np.zeros((4, 0), np.uint8)], r"layer 0 must be .*; got uint8 \(4, 0\)"),
         ([np.zeros((4, 4), np.uint8), np.zeros((4, 8), np.uint8)[:, ::2]], "layer 1 must be"),

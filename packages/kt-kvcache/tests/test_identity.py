@@ -82,12 +82,16 @@ def test_no_tenant_gives_the_same_key_in_every_store():
     [
         (lambda: Identity(weights="", kv_format="x"), r"\[kvstore.identity\] weights .* got ''"),
         (lambda: Geometry(0, GEOMETRY.groups), r"page_tokens must be an integer >= 1; got 0"),
+        (lambda: Geometry(64, GEOMETRY.groups[0]), r"groups must be a tuple; got Group"),
+        (lambda: Geometry(64, ("kv",)), r"each group must be a Group; got str"),
+        (lambda: Geometry(64, GEOMETRY.groups, shard=(1,)), r"shard must be .*; got \(1,\)"),
         (lambda: Geometry(64, ()), r"groups must name at least one group; got none"),
         (lambda: Geometry(64, GEOMETRY.groups, shard=(2, 2)), r"rank .* in \[0, 1\]; got 2"),
         (lambda: Group("kv", True, 1), r"num_layers must be an integer >= 1; got True"),
         (lambda: Group("kv", 1, 0), r"bytes_per_page must be an integer >= 1; got 0"),
         (lambda: canon(1.5), r"value must be None, int, .* got float"),
         (lambda: canon(True), r"got bool"),
+        (lambda: canon(2**63), r"an int must have at most 64 bits; got 9223372036854775808"),
     ],
 )
 def test_bad_input_is_named(make, message):

@@ -83,6 +83,13 @@ def test_a_chain_of_another_namespace_is_refused(store, space, identity, geometr
         (lambda s, c: s.reserve(c, 0, 0), r"\[kvstore.reserve\] n must .* >= 1; got 0"),
         (lambda s, c: s.reserve(c, 0, 1.0), r"n must be an integer >= 1; got 1.0"),
         (lambda s, c: s.acquire(c, -1), r"\[kvstore.acquire\] max_tokens .* >= 0; got -1"),
+        (lambda s, c: s.acquire("c"), r"\[kvstore.acquire\] chain must be a Chain; got str"),
+        (lambda s, c: s.probe(None), r"\[kvstore.probe\] chain must be a Chain; got None"),
+        (lambda s, c: s.drop([1]), r"\[kvstore.drop\] chain must be a Chain; got list"),
+        (lambda s, c: s.keep(c, float("nan")), r"ttl_s must be seconds >= 0; got nan"),
+        (lambda s, c: s.keep(c, 10**400), r"ttl_s must be seconds >= 0; got 1000"),
+        (lambda s, c: s.chain([1], [b"cat"]), r"each extra must be an Extra; got bytes"),
+        (lambda s, c: c.parent_hash("0"), r"page must be an integer in \[0, 0\]; got '0'"),
         (lambda s, c: s.drop(c), r"\[kvstore.drop\] chain must have a full page; got 1 tokens"),
     ],
 )

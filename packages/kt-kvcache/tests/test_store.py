@@ -24,6 +24,35 @@ def test_sizes_must_be_positive(fields):
         StoreConfig(*fields)
 
 
+@pytest.mark.parametrize("value", [None, "5", float("nan"), 0, 10**400])
+@pytest.mark.parametrize("name", ["durability_s", "tenant_share"])
+def test_what_is_no_number_of_its_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"\[kvstore.config\] {name} must be .*; got "):
+        StoreConfig(1, **{name: value})
+
+
+def test_arguments_of_other_types_are_named(store, identity, geometry):
+    for call, message in (
+        (lambda: KVStore.open(config={}), "config must be a StoreConfig; got dict"),
+        (lambda: KVStore.open(config=StoreConfig(4), arena=[]), "arena must be an Arena; got list"),
+        (lambda: store.space("m", geometry), "identity must be an Identity; got str"),
+        (lambda: store.space(identity, None), "geometry must be a Geometry; got None"),
+        (lambda: store.space(identity, geometry, 7), "tenant must be a str; got int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), "5", True, 10**400])
+def test_seconds_that_are_none_are_refused_with_and_without_a_disk(value, space, store):
+    with pytest.raises(ValueError, match=r"\[kvstore.flush\] timeout must be seconds >= 0; got"):
+        store.flush(timeout=value)
+    lease = space.acquire(space.chain([1, 2]))
+    with pytest.raises(ValueError, match=r"\[kvstore.load\] deadline must be seconds >= 0; got"):
+        lease.load(deadline=value)
+    lease.release()
+
+
 def test_an_arena_of_another_size_is_refused():
     with pytest.raises(ValueError, match="arena must have 2 pages; got 3"):
         KVStore.open(config=StoreConfig(2), arena=Arena.allocate(3, [1]))

@@ -149,3 +149,13 @@ def test_a_drop_while_waiting_for_the_event_publishes_nothing(space, store):
     with space.reserve(space.chain([1, 2]), 0, 1) as writer:
         assert writer.commit(1, after=Event()) == (UNLINKED,)
     assert store.stats().free_pages == 8
+
+
+def test_what_is_no_event_or_lease_is_refused_and_publishes_nothing(space, store):
+    with space.reserve(space.chain([1, 2]), 0, 1) as writer:
+        with pytest.raises(ValueError, match=r"after must be an event .* got str"):
+            writer.commit(1, after="now")
+        with pytest.raises(ValueError, match=r"\[kvstore.copy_tail\] lease must be a Lease; got"):
+            writer.copy_tail(None)
+        assert writer.num_committed == 0
+    assert store.stats().cached_pages == 0

@@ -59,6 +59,8 @@ class PageView:
         No Python per page. The core copies each row once, without the GIL; numpy, for want of a
         core or where both views lie in one memory, by way of a copy.
         """
+        if not all(buffer.flags.writeable for buffer in sink.layer_buffers):
+            raise ValueError("[kvstore.copy_to] sink must be writable; got a read-only view")
         mine, theirs = (len(self.page_ids), self.strides), (len(sink.page_ids), sink.strides)
         if mine != theirs:
             raise ValueError(
@@ -95,6 +97,11 @@ class Arena:
         if not layer_buffers:
             raise ValueError("[kvstore.arena] layer_buffers must not be empty; got none")
         for layer, buffer in enumerate(layer_buffers):
+            if not isinstance(buffer, np.ndarray) or buffer.dtype.hasobject:
+                got = getattr(buffer, "dtype", type(buffer).__name__)
+                raise ValueError(
+                    f"[kvstore.arena] layer {layer} must be a numpy array of plain bytes; got {got}"
+                )
             writable = buffer.flags.c_contiguous and buffer.flags.writeable
             if buffer.ndim < 2 or not buffer.size or not writable:
                 raise ValueError(

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kt_kvcache.errors import require_int
+from kt_kvcache.errors import require_int, require_type
 from kt_kvcache.hashing import (
     HASH_BYTES,
     NO_EXTRAS,
@@ -131,6 +131,7 @@ class Chain:
 
     def parent_hash(self, page: int) -> bytes:
         """Returns the hash before full page `page`: of the page before it, or the ns_key."""
+        require_int("parent_hash", "page", page, 0, self.num_pages)
         return self.page_hash(page - 1) if page else self.ns_key
 
     def page_body(self, page: int) -> bytes:
@@ -196,6 +197,7 @@ class Chain:
     def _checked_extras(self, extras: Sequence[Extra], num_new: int) -> list[Extra]:
         first, last = self.num_tokens, self.num_tokens + num_new - 1
         for extra in extras:
+            require_type("extend", "each extra", extra, Extra)
             if not first <= extra.position <= last:
                 raise ValueError(
                     "[kvstore.extend] an extra must stand among the tokens it comes with, "

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from kt_kvcache.errors import require_int
+from kt_kvcache.errors import is_number, require_int
 from kt_kvcache.eviction import BranchPolicy, EvictionPolicy
 from kt_kvcache.page_mover import IO_CHOICES
 from kt_kvcache.quota import QuotaPolicy
@@ -79,15 +79,15 @@ class StoreConfig:
         require_int("config", "daily_write_bytes", self.daily_write_bytes, 0)
         require_int("config", "read_bytes_per_s", self.read_bytes_per_s, 0)
         require_int("config", "write_bytes_per_s", self.write_bytes_per_s, 0)
-        if not self.durability_s > 0:
+        if not (is_number(self.durability_s) and self.durability_s > 0):
             raise ValueError(
                 f"[kvstore.config] durability_s must be seconds > 0; got {self.durability_s!r}"
             )
-        if not 0 <= self.max_age_s < float("inf"):
+        if not (is_number(self.max_age_s) and 0 <= self.max_age_s < float("inf")):
             raise ValueError(
                 f"[kvstore.config] max_age_s must be seconds >= 0; got {self.max_age_s!r}"
             )
-        if not 0 < self.tenant_share <= 1:
+        if not (is_number(self.tenant_share) and 0 < self.tenant_share <= 1):
             raise ValueError(
                 "[kvstore.config] tenant_share must be greater than 0, at most 1; got "
                 f"{self.tenant_share!r}"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the store raises beyond ValueError, and the integer check its calls share; no logging."""
+"""What the store raises beyond ValueError, and the checks its calls share; no logging."""
 
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,31 @@ def require_int(op: str, name: str, value: Any, low: int, high: int | None = Non
         return int(value)
     rule = f">= {low}" if high is None else f"in [{low}, {high}]"
     raise ValueError(f"[kvstore.{op}] {name} must be an integer {rule}; got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether `value` is a real number, infinity included, that a float can be made of."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return not isnan(float(value))
+    except OverflowError:
+        return False
+
+
+def require_seconds(op: str, name: str, value: Any) -> float:
+    """Returns `value` as float, or raises ValueError unless it is a number >= 0."""
+    if is_number(value) and value >= 0:
+        return float(value)
+    raise ValueError(f"[kvstore.{op}] {name} must be seconds >= 0; got {value!r}")
+
+
+def require_type(op: str, name: str, value: Any, kind: type) -> None:
+    """Raises ValueError unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        got = "None" if value is None else type(value).__name__
+        raise ValueError(f"[kvstore.{op}] {name} must be {_article(kind)}; got {got}")
+
+
+def _article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"

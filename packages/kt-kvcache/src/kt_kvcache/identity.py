@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from kt_kvcache.errors import require_int
+from kt_kvcache.errors import require_int, require_type
 
 _NAMESPACE_DOMAIN = b"kt-kvcache/ns/2"
 
@@ -98,8 +98,15 @@ class Geometry:
 
     def __post_init__(self) -> None:
         require_int("geometry", "page_tokens", self.page_tokens, 1)
+        require_type("geometry", "groups", self.groups, tuple)
         if not self.groups:
             raise ValueError("[kvstore.geometry] groups must name at least one group; got none")
+        for group in self.groups:
+            require_type("geometry", "each group", group, Group)
+        if not isinstance(self.shard, tuple) or len(self.shard) != 2:
+            raise ValueError(
+                f"[kvstore.geometry] shard must be (rank, world size); got {self.shard!r}"
+            )
         rank, world_size = self.shard
         require_int("geometry", "shard world size", world_size, 1)
         require_int("geometry", "shard rank", rank, 0, world_size - 1)
@@ -110,6 +117,8 @@ def canon(value: Any) -> bytes:
     if value is None:
         return b"N"
     if isinstance(value, int) and not isinstance(value, bool):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"[kvstore.canon] an int must have at most 64 bits; got {value}")
         return b"I" + struct.pack("<q", value)
     if isinstance(value, str):
         raw = value.encode()

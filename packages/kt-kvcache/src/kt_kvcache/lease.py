@@ -8,6 +8,7 @@ from kt_kvcache.chain import Chain
 from kt_kvcache.completion import Completion
 from kt_kvcache.disk.holding import DiskHolding
 from kt_kvcache.disk.tier import DiskTier
+from kt_kvcache.errors import require_seconds
 from kt_kvcache.handle import Handle
 from kt_kvcache.load import Load, LoadResult
 from kt_kvcache.page import CachedPage
@@ -67,15 +68,19 @@ class Lease(Handle):
         ends the load before it; nothing is raised. Releasing the lease detaches a running load.
 
         Args:
-            deadline: seconds after which the result must be there, whatever was read by then.
+            deadline: seconds after which the result must be there, whatever was read by then;
+                infinity is none.
 
         Returns:
             Done at once if there is nothing to load; the same one if called again.
 
         Raises:
             StaleHandle: released, or the space or store is gone.
+            ValueError: a deadline that is not seconds >= 0.
         """
         self._require_usable("load")
+        if deadline is not None:
+            deadline = require_seconds("load", "deadline", deadline)
         if self._load is None:
             if self._on_disk is None or self._disk is None:
                 self._load = Completion()

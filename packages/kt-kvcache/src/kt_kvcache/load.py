@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from threading import RLock, Timer
+from threading import TIMEOUT_MAX, RLock, Timer
 
 from kt_kvcache.completion import Completion
 from kt_kvcache.disk.holding import DiskHolding
@@ -89,7 +89,7 @@ class Load(Completion[LoadResult]):
         self._stopped: str | None = None
         self._ended = False
         self._timer: Timer | None = None
-        if deadline is not None:
+        if deadline is not None and deadline <= TIMEOUT_MAX:
             self._timer = Timer(deadline, self._expire)
             self._timer.daemon = True
             self._timer.start()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain, Extra, TokenIds
 from kt_kvcache.disk.tier import DiskTier
-from kt_kvcache.errors import StaleHandle, require_int
+from kt_kvcache.errors import StaleHandle, require_int, require_seconds, require_type
 from kt_kvcache.events import Tier
 from kt_kvcache.lease import Lease
 from kt_kvcache.page import CachedPage
@@ -144,9 +144,8 @@ class Space:
             Number of tokens kept.
         """
         self._require_usable("keep", chain)
-        if not isinstance(ttl_s, (int, float)) or isinstance(ttl_s, bool) or not ttl_s >= 0:
-            raise ValueError(f"[kvstore.keep] ttl_s must be seconds >= 0; got {ttl_s!r}")
-        return self._tier.keep(self._root, chain, ttl_s) * self.page_tokens
+        seconds = require_seconds("keep", "ttl_s", ttl_s)
+        return self._tier.keep(self._root, chain, seconds) * self.page_tokens
 
     def drop(self, chain: Chain | None = None) -> int:
         """Forgets pages; those in use keep their slots until released. O(pages in the store).
@@ -165,11 +164,13 @@ class Space:
         Raises:
             OSError: the disk refused; pages may come back after a crash. Memory has forgotten them.
         """
-        self._require_usable("drop", chain)
-        if chain is not None and not chain.num_pages:
-            raise ValueError(
-                f"[kvstore.drop] chain must have a full page; got {chain.num_tokens} tokens"
-            )
+        self._require_alive("drop")
+        if chain is not None:
+            self._require_usable("drop", chain)
+            if not chain.num_pages:
+                raise ValueError(
+                    f"[kvstore.drop] chain must have a full page; got {chain.num_tokens} tokens"
+                )
         num_dropped = self._tier.drop(self._root, chain)
         if self._disk is not None:
             on_disk = self._disk.drop(self.ns_key, chain).result()
@@ -178,10 +179,14 @@ class Space:
             num_dropped = max(num_dropped, on_disk)
         return num_dropped
 
-    def _require_usable(self, op: str, chain: Chain | None) -> None:
+    def _require_alive(self, op: str) -> None:
         if not self._root.attached:
             raise StaleHandle(f"[kvstore.{op}] the space must be alive; got a dropped one")
-        if chain is not None and chain.ns_key != self.ns_key:
+
+    def _require_usable(self, op: str, chain: Chain) -> None:
+        self._require_alive(op)
+        require_type(op, "chain", chain, Chain)
+        if chain.ns_key != self.ns_key:
             raise ValueError(
                 f"[kvstore.{op}] chain must come from this space; got one of another namespace"
             )

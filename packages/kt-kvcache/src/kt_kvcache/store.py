@@ -14,7 +14,7 @@ from kt_kvcache.completion import Completion
 from kt_kvcache.config import StoreConfig
 from kt_kvcache.disk.files import OsFiles
 from kt_kvcache.disk.tier import DiskTier
-from kt_kvcache.errors import require_int
+from kt_kvcache.errors import require_int, require_seconds, require_type
 from kt_kvcache.events import EventStream
 from kt_kvcache.identity import Geometry, Identity, ns_key, tenant_tag
 from kt_kvcache.page_mover import open_page_mover
@@ -66,6 +66,9 @@ class KVStore:
                 disk_bytes, that is a symlink, or that others may write.
             OSError: the root cannot be read, or io="uring" is refused by the system.
         """
+        require_type("open", "config", config, StoreConfig)
+        if arena is not None:
+            require_type("open", "arena", arena, Arena)
         if arena is not None and arena.num_pages != config.num_pages:
             raise ValueError(
                 f"[kvstore.open] arena must have {config.num_pages} pages; got {arena.num_pages}"
@@ -109,6 +112,10 @@ class KVStore:
         Raises:
             ValueError: the geometry does not fit.
         """
+        require_type("space", "identity", identity, Identity)
+        require_type("space", "geometry", geometry, Geometry)
+        if tenant is not None:
+            require_type("space", "tenant", tenant, str)
         if geometry.page_tokens != self._config.page_tokens:
             raise ValueError(
                 f"[kvstore.space] geometry must have {self._config.page_tokens} tokens per page; "
@@ -124,19 +131,20 @@ class KVStore:
 
         Args:
             durable: and survives a power cut, not only the end of this process.
-            timeout: seconds after which the result is False.
+            timeout: seconds after which the result is False; infinity is none.
 
         Returns:
             Whether it is: False if pages could not be written since the last flush (no room, too
             much at once, a drive that fails) or it took too long. True without a disk.
         """
+        seconds = None if timeout is None else require_seconds("flush", "timeout", timeout)
         if self._disk is None:
             nothing: Completion[bool] = Completion()
             nothing.set_result(True)
             return nothing
         flushed = self._disk.flush(durable=durable)
-        if timeout is not None:
-            timer = threading.Timer(timeout, flushed.settle, (False,))
+        if seconds is not None and seconds <= threading.TIMEOUT_MAX:
+            timer = threading.Timer(seconds, flushed.settle, (False,))
             timer.daemon = True
             timer.start()
             flushed.add_done_callback(lambda _: timer.cancel())

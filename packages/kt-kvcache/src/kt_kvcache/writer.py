@@ -6,7 +6,7 @@ from typing import Protocol
 from kt_kvcache.arena import Arena
 from kt_kvcache.chain import Chain
 from kt_kvcache.disk.tier import DiskTier
-from kt_kvcache.errors import require_int
+from kt_kvcache.errors import require_int, require_type
 from kt_kvcache.handle import Handle
 from kt_kvcache.lease import Lease
 from kt_kvcache.page import CachedPage, PageState
@@ -83,6 +83,7 @@ class Writer(Handle):
                 "[kvstore.copy_tail] the first page must not be committed; "
                 f"got {self.num_committed} committed pages"
             )
+        require_type("copy_tail", "lease", lease, Lease)
         if lease.tail is None:
             return 0
         num_tokens = lease.tail_tokens_for(self._chain, self._first_page)
@@ -121,6 +122,11 @@ class Writer(Handle):
             raise ValueError(
                 f"[kvstore.commit] the chain must cover {last_page} full pages; "
                 f"got {self._chain.num_pages} ({self._chain.num_tokens} tokens)"
+            )
+        if not hasattr(after, "synchronize") and after is not None:
+            raise ValueError(
+                "[kvstore.commit] after must be an event with synchronize(), or None; got "
+                f"{type(after).__name__}"
             )
         if after is not None:
             after.synchronize()

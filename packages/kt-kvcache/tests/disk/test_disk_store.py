@@ -293,6 +293,16 @@ def slow_store(open_store, monkeypatch):
     go.set()
 
 
+def test_a_deadline_beyond_what_a_timer_takes_is_none(open_store):
+    with open_store() as store:
+        fill(space_of(store), TOKENS)
+        assert store.flush(timeout=float("inf")).result(30)
+    space = space_of(open_store())
+    for num_tokens, deadline in ((20, float("inf")), (40, 1e300)):
+        with space.acquire(space.chain(TOKENS[:num_tokens])) as lease:
+            assert lease.load(deadline=deadline).result(30).ok_tokens == 20
+
+
 def test_a_deadline_is_kept_whatever_the_drive_does(slow_store):
     store, go = slow_store
     space = space_of(store)
