@@ -77,6 +77,21 @@ def test_pages_move_the_way_that_was_asked_for(root: Path) -> None:
         assert engine._parts.store._store.stats().disk.io == "threads"
 
 
+def test_settings_of_the_disk_reach_the_store(root: Path) -> None:
+    with engine_on(
+        root,
+        kv_write_policy="back",
+        kv_daily_write_gb=1.0,
+        kv_read_gb_s=2.0,
+        kv_write_gb_s=1e-12,
+        kv_max_age_s=60.0,
+    ) as engine:
+        config = engine._parts.store._store._config
+    assert (config.write_policy, config.daily_write_bytes) == ("back", 10**9)
+    assert (config.read_bytes_per_s, config.write_bytes_per_s) == (2 * 10**9, 1)
+    assert config.max_age_s == 60
+
+
 def test_many_requests_after_a_restart_load_the_same_pages(root: Path) -> None:
     cached(root)
     prompts = {f"{i}": (*PROMPT, i) for i in range(6)}

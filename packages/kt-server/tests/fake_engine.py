@@ -143,6 +143,7 @@ class FakeEngine:
             forward_seconds={"prefill": 0.0, "decode": 0.375 * self._num_tokens},
             prompt_tokens=sum(len(r.prompt_token_ids) for r in self.requests),
             cached_tokens=self.cached_tokens * len(self.requests),
+            prefill_seconds_saved=1.5,
             generated_tokens=self._num_tokens,
             preemptions=2,
             prefill_tokens=70,
@@ -156,7 +157,16 @@ class FakeEngine:
             kv_dtype="bf16",
             eager_ops={},
             op_counts={"attention": 3},
-            store_counters={"memory": {"hit_pages": 5}, "disk": {"hit_pages": 4, "io_errors": 0}},
+            store_counters={
+                "memory": {"hit_pages": 5},
+                "disk": {
+                    "hit_pages": 4,
+                    "io_errors": 0,
+                    "evicted_pages": 9,
+                    "quota_evicted_pages": 2,
+                    "expired_pages": 3,
+                },
+            },
             store_gauges={"memory": {"num_pages": 64.0}, "disk": {"allocated_bytes": 8192.0}},
         )
 

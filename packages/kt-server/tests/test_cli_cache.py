@@ -39,6 +39,7 @@ def test_stats_and_ls(root: Path) -> None:
     rows = dict(line.split(None, 1) for line in kt("stats", root))
     assert "8 pages of at most" in rows["in"]
     assert (rows["namespaces"], rows["segments"]) == ("2", "1")
+    assert rows["written"] == "0.000 GB in the last 24 hours"
     _, *spaces = kt("ls", root)
     assert sorted(int(line.split()[1]) for line in spaces) == [8, 24]
 

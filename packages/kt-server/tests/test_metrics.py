@@ -58,6 +58,12 @@ async def test_metrics_count_what_happened(client: TestClient, engine: FakeEngin
     assert metrics["kt_prefix_store_io_errors_total", ("disk",)] == 0
     assert ("kt_prefix_store_io_errors_total", ("memory",)) not in metrics
     assert metrics["kt_prefix_store_allocated_bytes", ("disk",)] == 8192
+    lost = {
+        reason: metrics["kt_prefix_store_lost_pages_total", (reason, "disk")]
+        for reason in ("room", "quota", "age")
+    }
+    assert lost == {"room": 7, "quota": 2, "age": 3}
+    assert metrics["kt_prefill_seconds_saved_total", ()] == 1.5
     assert metrics["kt_num_requests_loading", ()] == 0
     (info,) = [labels for name, labels in metrics if name == "kt_build_info"]
     assert {"fake", "none", "native", "bf16"} <= set(info)

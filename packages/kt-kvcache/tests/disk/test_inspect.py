@@ -48,6 +48,8 @@ def test_a_summary_adds_up(store, root):
     assert sorted(summary.namespaces.values()) == [2, 10]
     (root / f"{'ab' * 16}.kvd").write_bytes(b"")
     assert summarise(root).num_foreign_segments == 1
+    store.close()
+    assert summarise(root).written_last_day_bytes >= summary.page_bytes
 
 
 def test_verify_finds_and_scrub_frees_what_is_bad(store, root):

@@ -12,6 +12,7 @@ WeightFormat = Literal["native", "float32", "bf16", "int8", "int4"]
 KVDtype = Literal["auto", "float32", "bf16"]
 Backend = Literal["kt", "torch"]
 SchedulePolicy = Literal["fcfs", "priority"]
+KVWritePolicy = Literal["through", "selective", "back"]
 KVIo = Literal["auto", "threads", "uring"]
 ModelIdentity = Literal["sampled", "full"]
 
@@ -37,6 +38,15 @@ class EngineConfig:
         kv_disk_gb: most that it may take of the disk, in 10^9 bytes, of all processes together.
         kv_io: how they are read and written: "threads" or "uring" (Linux's io_uring); "auto" is
             io_uring where the system lets us use it.
+        kv_write_policy: which KV pages are written to kv_disk_path, and when: "through": all, at
+            once; "selective": those that two requests have had; "back": those that memory would
+            soon evict, and at the end the rest.
+        kv_daily_write_gb: most that is written there in 24 hours, in 10^9 bytes, by all processes
+            together, to spare the drive; 0: no limit.
+        kv_read_gb_s, kv_write_gb_s: most that is read and written per second, in 10^9 bytes; 0: no
+            limit. Requests that wait for stored KV wait longer, others do not.
+        kv_max_age_s: seconds after which KV that was computed is not reused any more, in memory or
+            on disk; 0: never.
         kv_tenant_share: part of the KV pages, in memory and on disk, that each tenant is sure of:
             while one has more, only he loses pages to others. 1: those unused longest go,
             whoever's they are.
@@ -79,6 +89,11 @@ class EngineConfig:
     kv_disk_path: str | None = None
     kv_disk_gb: float = 20.0
     kv_io: KVIo = "auto"
+    kv_write_policy: KVWritePolicy = "through"
+    kv_daily_write_gb: float = 0.0
+    kv_read_gb_s: float = 0.0
+    kv_write_gb_s: float = 0.0
+    kv_max_age_s: float = 0.0
     kv_tenant_share: float = 1.0
     page_order_seed: int | None = None
     max_model_len: int | None = None
@@ -108,6 +123,7 @@ class EngineConfig:
         one_of("backend", self.backend, get_args(Backend))
         one_of("device", self.device, ("auto", "cpu"))
         one_of("kv_io", self.kv_io, get_args(KVIo))
+        one_of("kv_write_policy", self.kv_write_policy, get_args(KVWritePolicy))
         one_of("model_identity", self.model_identity, get_args(ModelIdentity))
         one_of("schedule_policy", self.schedule_policy, get_args(SchedulePolicy))
         check(self.group_size in (32, 64, 128), "group_size must be 32, 64 or 128", self.group_size)
@@ -125,6 +141,9 @@ class EngineConfig:
         for name in ("kv_cpu_memory_gb", "kv_disk_gb"):
             value = getattr(self, name)
             check(0 < value < float("inf"), f"{name} must be positive", value)
+        for name in ("kv_daily_write_gb", "kv_read_gb_s", "kv_write_gb_s", "kv_max_age_s"):
+            value = getattr(self, name)
+            check(0 <= value < float("inf"), f"{name} must be at least 0", value)
         share_ok = 0 < self.kv_tenant_share <= 1
         rule = "kv_tenant_share must be greater than 0, at most 1"
         check(share_ok, rule, self.kv_tenant_share)

@@ -240,6 +240,10 @@ class EngineStats:
             begins where the tokens of the one before it were chosen, unless nothing ran in between:
             what forward does not account for is sampling, and all else that kept it waiting.
         prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
+        prefill_seconds_saved: an estimate of how much later first tokens would have come without
+            the cached ones: these, times the seconds per token of the fastest step so far that
+            computed only prompts. What long prompts' attention adds is left out, and so is what
+            loading them took.
         preemptions: how often a running request gave its pages to an older one and went back to
             its place in the line.
         prefill_tokens: tokens computed in prefill chunks, recomputed ones included.
@@ -271,6 +275,7 @@ class EngineStats:
     forward_seconds: Mapping[str, float]
     prompt_tokens: int
     cached_tokens: int
+    prefill_seconds_saved: float
     generated_tokens: int
     preemptions: int
     prefill_tokens: int

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -22,6 +23,9 @@ class Counters:
         self._phase_steps: Counter[str] = Counter()
         self._step_seconds = dict.fromkeys(PHASES, 0.0)
         self._forward_seconds = dict.fromkeys(PHASES, 0.0)
+        self._token_s = math.inf  # of a prompt's token, in the fastest step that had only these
+        self._saved_s = 0.0
+        self._num_unpriced = 0  # cached tokens from before any such step
 
     def scheduled(self, step: Step) -> None:
         """Requests that start or go back to the line."""
@@ -29,6 +33,8 @@ class Counters:
         for sequence in step.started:
             self._counts["prompt"] += sequence.num_prompt_tokens
             self._counts["cached"] += sequence.num_cached_tokens
+            self._num_unpriced += sequence.num_cached_tokens
+        self._price()
 
     def computed(self, step: Step) -> None:
         """The chunks of a step whose forward succeeded."""
@@ -50,6 +56,16 @@ class Counters:
         self._phase_steps[phase] += 1
         self._step_seconds[phase] += seconds
         self._forward_seconds[phase] += forward_seconds
+        num_tokens = step.work.num_prefill_tokens
+        if num_tokens and not step.work.num_decodes:
+            self._token_s = min(self._token_s, forward_seconds / num_tokens)
+            self._price()
+
+    def _price(self) -> None:
+        """Cached tokens would have taken as long as the fastest ones that were computed so far."""
+        if self._token_s < math.inf:
+            self._saved_s += self._num_unpriced * self._token_s
+            self._num_unpriced = 0
 
     def snapshot(self) -> dict[str, Any]:
         """Fields of EngineStats, by name."""
@@ -59,6 +75,7 @@ class Counters:
             "forward_seconds": dict(self._forward_seconds),
             "prompt_tokens": self._counts["prompt"],
             "cached_tokens": self._counts["cached"],
+            "prefill_seconds_saved": self._saved_s,
             "generated_tokens": self._counts["generated"],
             "preemptions": self._counts["preemptions"],
             "prefill_tokens": self._counts["prefill"],

@@ -25,6 +25,15 @@ _FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
 # From 500 tokens/s to a model that hardly moves.
 _TOKEN_GAP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 10)
 
+# Why a page is lost: what the store calls it. What else is evicted made room.
+_LOST_BY = {
+    "quota": "quota_evicted_pages",
+    "age": "expired_pages",
+    "dropped": "dropped_pages",
+    "yielded": "yielded_pages",
+    "damaged": "damaged_pages",
+}
+
 
 class ServerMetrics:
     """The metrics of one server in a registry of its own, so that two servers do not mix."""
@@ -104,6 +113,22 @@ def _store_metrics(stats: EngineStats) -> Iterator[Metric]:
             yield family
 
 
+def _lost_pages(stats: EngineStats) -> Metric:
+    """Pages that left the prefix store, by why."""
+    family = CounterMetricFamily(
+        "kt_prefix_store_lost_pages",
+        "Pages that left the prefix store, by tier and reason",
+        labels=["tier", "reason"],
+    )
+    for tier, counts in stats.store_counters.items():
+        room = counts.get("evicted_pages", 0) - counts.get("quota_evicted_pages", 0)
+        family.add_metric([tier, "room"], room)
+        for reason, name in _LOST_BY.items():
+            if name in counts:
+                family.add_metric([tier, reason], counts[name])
+    return family
+
+
 class _EngineCollector:
     """Reads one snapshot of the engine per scrape. Names follow vLLM's, so that dashboards port."""
 
@@ -138,6 +163,11 @@ class _EngineCollector:
                 "Prompt tokens whose KV was reused instead of computed",
                 stats.cached_tokens,
             ),
+            "kt_prefill_seconds_saved": (
+                "Estimate of how much later first tokens would have come without reused KV: its "
+                "tokens times the seconds per token of the fastest prefill step",
+                stats.prefill_seconds_saved,
+            ),
             "kt_generation_tokens": ("Tokens generated", stats.generated_tokens),
             "kt_num_preemptions": (
                 "Times that a running request gave its pages to one served before it",
@@ -168,6 +198,7 @@ class _EngineCollector:
         pages.add_metric(["used"], stats.pages_used)
         yield pages
         yield from _store_metrics(stats)
+        yield _lost_pages(stats)
         finished = CounterMetricFamily(
             "kt_request_finished", "Requests ended, by reason", labels=["finished_reason"]
         )

@@ -19,6 +19,7 @@ from kt_kvcache.disk.files import OsFiles
 from kt_kvcache.disk.format import PageName, Record, extent_seed
 from kt_kvcache.disk.root import STORE, Root
 from kt_kvcache.disk.segment import Segment
+from kt_kvcache.disk.wear import Wear
 
 _MASK = (1 << 64) - 1
 _EVER = 1 << 62  # a time that makes every mtime old: a directory is read here once
@@ -54,6 +55,8 @@ class RootSummary:
         allocated_bytes: what all of them take.
         num_slots: slots of the first kind.
         num_pages, page_bytes: pages in them, and the bytes of their slots.
+        written_last_day_bytes: written in 24 hours (whole hours: up to 25), by all processes, up to
+            a minute ago.
         namespaces: pages by namespace key.
     """
 
@@ -63,6 +66,7 @@ class RootSummary:
     num_slots: int
     num_pages: int
     page_bytes: int
+    written_last_day_bytes: int
     namespaces: dict[bytes, int]
 
 
@@ -113,6 +117,7 @@ def summarise(root: str | os.PathLike[str]) -> RootSummary:
             num_slots=sum(segment.header.num_slots for segment in segments),
             num_pages=sum(namespaces.values()),
             page_bytes=page_bytes,
+            written_last_day_bytes=Wear(opened, 0).last_day(),
             namespaces=namespaces,
         )
 

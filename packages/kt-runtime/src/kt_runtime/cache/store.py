@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -69,6 +70,11 @@ class ModelStore:
             disk_bytes=0 if root is None else int(config.kv_disk_gb * 1e9),
             tenant_share=config.kv_tenant_share,
             io=config.kv_io,
+            write_policy=config.kv_write_policy,
+            daily_write_bytes=_bytes_of(config.kv_daily_write_gb),
+            read_bytes_per_s=_bytes_of(config.kv_read_gb_s),
+            write_bytes_per_s=_bytes_of(config.kv_write_gb_s),
+            max_age_s=config.kv_max_age_s,
         )
         self._store = KVStore.open(root, config=sizes, arena=arena)
         self._final_stats: Stats | None = None
@@ -129,6 +135,11 @@ def _identity(config: EngineConfig, origin: KVOrigin) -> Identity:
         codec=f"{config.weight_format}/{config.group_size}/{formats}",
         attention=f"{config.backend}/{origin.computed_by}",
     )
+
+
+def _bytes_of(gigabytes: float) -> int:
+    """At least one, where there is a limit: 0 would be none."""
+    return math.ceil(gigabytes * 1e9)
 
 
 def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:

@@ -33,6 +33,7 @@ def stats(root: RootArgument) -> None:
         "namespaces": str(len(held.namespaces)),
         "segments": str(held.num_segments),
     }
+    rows["written"] = f"{_gb(held.written_last_day_bytes)} in the last 24 hours"
     if held.num_foreign_segments:
         rows["unusable"] = f"{held.num_foreign_segments} segments, which make room when needed"
     for label, value in rows.items():

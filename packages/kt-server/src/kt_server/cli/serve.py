@@ -10,7 +10,13 @@ from typing import Annotated
 
 import typer
 
-from kt_runtime.config import EngineConfig, KVIo, ModelIdentity, SchedulePolicy
+from kt_runtime.config import (
+    EngineConfig,
+    KVIo,
+    KVWritePolicy,
+    ModelIdentity,
+    SchedulePolicy,
+)
 from kt_runtime.core import EngineStats
 from kt_server import __version__
 from kt_server.cli.config_file import ConfigOption
@@ -48,6 +54,26 @@ def serve(
     kv_io: Annotated[
         KVIo, typer.Option(help="How stored KV is read and written; auto: io_uring if allowed.")
     ] = "auto",
+    kv_write_policy: Annotated[
+        KVWritePolicy,
+        typer.Option(
+            help="Write KV to disk at once (through), when a second request had it (selective), or "
+            "when memory needs its place (back)."
+        ),
+    ] = "through",
+    kv_daily_write_gb: Annotated[
+        float, typer.Option(help="Most KV written to disk in 24 hours, in GB (0: no limit).")
+    ] = 0.0,
+    kv_read_gb_s: Annotated[
+        float, typer.Option(help="Most KV read from disk per second, in GB (0: no limit).")
+    ] = 0.0,
+    kv_write_gb_s: Annotated[
+        float, typer.Option(help="Most KV written to disk per second, in GB (0: no limit).")
+    ] = 0.0,
+    kv_max_age_s: Annotated[
+        float,
+        typer.Option(help="Seconds after which stored KV is not reused any more (0: never)."),
+    ] = 0.0,
     kv_tenant_share: Annotated[
         float,
         typer.Option(
@@ -95,6 +121,11 @@ def serve(
         kv_disk_path=kv_disk_path,
         kv_disk_gb=kv_disk_gb,
         kv_io=kv_io,
+        kv_write_policy=kv_write_policy,
+        kv_daily_write_gb=kv_daily_write_gb,
+        kv_read_gb_s=kv_read_gb_s,
+        kv_write_gb_s=kv_write_gb_s,
+        kv_max_age_s=kv_max_age_s,
         kv_tenant_share=kv_tenant_share,
         model_identity=model_identity,
         max_batch_tokens=max_batch_tokens,
