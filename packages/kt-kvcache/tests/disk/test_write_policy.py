@@ -141,6 +141,21 @@ def test_back_writes_all_at_a_flush(open_store):
     assert on_disk(store, [1] * 16) == chain.num_pages
 
 
+def test_what_was_dropped_before_it_was_written_is_not_lost(open_store):
+    store = open_store(write_policy="back")
+    alice, bob = space_of(store), space_of(store, "bob")
+    fill(alice, [1] * 16)
+    fill(alice, [2] * 16)
+    fill(bob, [3] * 16)
+    alice.drop(alice.chain([1] * 12))
+    bob.drop()
+    assert store.stats().disk.unwritten_pages == 2 + 4
+    assert store.flush().result(30)
+    disk = store.stats().disk
+    assert (disk.num_pages, disk.unwritten_pages, disk.counters.dropped_writes) == (6, 0, 0)
+    assert [on_disk(store, [i] * 16) for i in (1, 2)] == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -317,6 +317,7 @@ class Worker:
         if self._root.files.read_only:
             raise OSError(errno.EROFS, "the root is read-only")
         self.flights.land_all()
+        self.policy.dropped(ns_key if chain is None else chain.page_hash(chain.num_pages - 1))
         self._survey.refresh()
         num_pages, some_of_others = self._room.drop(ns_key, chain)
         if some_of_others:

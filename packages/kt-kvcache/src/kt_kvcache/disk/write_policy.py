@@ -51,6 +51,9 @@ class WritePolicy(Protocol):
     def rest(self) -> Iterable[Offer]:
         """Somebody wants all on disk that will be."""
 
+    def dropped(self, top: bytes) -> None:
+        """The page, or namespace, with this hash was dropped, and all below it."""
+
     def num_held(self) -> int:
         """New pages that wait for ``due`` or ``rest``."""
 
@@ -73,6 +76,9 @@ class Through(WritePolicy):
     def rest(self) -> Iterable[Offer]:
         """See ``WritePolicy``."""
         return ()
+
+    def dropped(self, top: bytes) -> None:
+        """See ``WritePolicy``."""
 
     def num_held(self) -> int:
         """See ``WritePolicy``."""
@@ -144,6 +150,17 @@ class Back(Through):
     def rest(self) -> Iterable[Offer]:
         """See ``WritePolicy``."""
         return self._take(list(self._held))
+
+    def dropped(self, top: bytes) -> None:
+        """See ``WritePolicy``."""
+        for tail, offer in list(self._held.items()):
+            page, num_dropped = tail, 1
+            while page.hash != top and page.parent is not None:
+                page, num_dropped = page.parent, num_dropped + 1
+            if page.hash == top:
+                del self._held[tail]
+                if num_dropped < offer.num_new and page.parent is not None:
+                    self._held[page.parent] = Offer(page.parent, offer.num_new - num_dropped)
 
     def num_held(self) -> int:
         """See ``WritePolicy``."""
