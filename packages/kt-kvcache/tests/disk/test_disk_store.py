@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from kt_kvcache import Completion, Extra, LoadResult, StaleHandle
+from kt_kvcache import Completion, Extra, LoadResult, StaleHandle, Tier
 from kt_kvcache.page_mover import ThreadPageMover
 
 from .known_pages import PAGE_TOKENS, SLOT_BYTES, assert_right, content, fill, loaded, space_of
@@ -497,11 +497,17 @@ def test_a_forked_child_finds_nothing(open_store):
     store.flush().result(30)
     child = os.fork()
     if not child:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = store._disk.find(space.ns_key, chain, 0, 80, None)
+        failed = 1
+        try:
+            assert store._disk.find(space.ns_key, chain, 0, 80, None) is None
+            assert space.probe(chain).by_tier[Tier.DISK] == 0
+            assert store.flush().result(10) is False
+            with pytest.raises(ValueError, match=r"must be dropped by .*; got a fork"):
+                space.drop(chain)
             store.close()
-        os._exit(0 if found is None else 1)
+            failed = 0
+        finally:
+            os._exit(failed)
     assert os.waitpid(child, 0)[1] == 0
     assert loaded(space, chain) == 80
 

@@ -118,7 +118,7 @@ class DiskTier:
         self, ns_key: bytes, chain: Chain, first_page: int, max_tokens: int, tail_above: int | None
     ) -> DiskHolding | None:
         """Pins what follows the first pages of a chain; see ``DiskPages.find``. O(pages)."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self._forked():
             return None
         while self._leaked:
             self.release(self._leaked.popleft())
@@ -135,7 +135,7 @@ class DiskTier:
 
     def count(self, ns_key: bytes, chain: Chain) -> int:
         """Number of leading pages of the chain that are here; pins nothing."""
-        return 0 if self._closed else self._pages.count(ns_key, chain)
+        return 0 if self._closed or self._forked() else self._pages.count(ns_key, chain)
 
     def release(self, holding: DiskHolding) -> None:
         """Gives up what ``find`` pinned; once."""
@@ -188,15 +188,24 @@ class DiskTier:
             tail: the page.
             num_pages: how many of these pages are new since the last offer.
         """
-        if not self._closed and os.getpid() == self._pid:
+        if not self._closed and not self._forked():
             self._worker.offer(Offer(tail, num_pages))
 
     def flush(self, *, durable: bool) -> Completion[bool]:
         """See ``KVStore.flush``."""
+        if self._forked():  # nothing is written from here
+            nothing: Completion[bool] = Completion()
+            nothing.set_result(False)
+            return nothing
         return self._worker.flush(durable=durable)
 
     def drop(self, ns_key: bytes, chain: Chain | None) -> Completion[int]:
         """Drops pages, in all processes' segments; see ``Worker.drop``."""
+        if self._forked():
+            raise ValueError(
+                "[kvstore.drop] pages on disk must be dropped by the process that opened the "
+                "store; got a fork of it"
+            )
         return self._worker.drop(ns_key, chain)
 
     def shared(self, num_pages: int) -> None:
@@ -255,7 +264,7 @@ class DiskTier:
         if self._closed:
             return
         self._closed = True
-        if os.getpid() != self._pid:  # its threads are not here
+        if self._forked():  # its threads are not here
             return
         self._worker.close()
         self._delayed_reads.close()
@@ -263,3 +272,6 @@ class DiskTier:
         for segment in self._pages.segments():
             segment.close()
         self._files.close_all()
+
+    def _forked(self) -> bool:
+        return os.getpid() != self._pid
