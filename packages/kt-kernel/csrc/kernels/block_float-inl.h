@@ -27,18 +27,47 @@ struct FloatSums {
   }
 };
 
+// What many rows ask for while they multiply `bytes` of each panel: the same bytes of the next
+// panels into the second-level cache, and the bytes behind, which are there already, into the
+// first. A few lines with each share of rows: a core has some 12 requests on their way, and all
+// lines at once took a tenth of the time.
+template <int kPanels>
+struct FloatsAhead {
+  const std::byte* const (&data)[kPanels];
+  int64_t stride;
+  int bytes;
+  static constexpr int kVectorPanels = Vec::kLanes / kPanelRows;
+  static constexpr int kStep = kPanels * kVectorPanels;
+  static constexpr int kLine = 64;
+
+  int lines() const { return kStep * bytes / kLine; }
+  void prefetch(int line) const {
+    const int panel = line % kStep;
+    // A number, not a pointer: what follows may lie beyond the matrix.
+    const auto here = reinterpret_cast<uintptr_t>(data[panel / kVectorPanels]) +
+                      panel % kVectorPanels * stride + line / kStep * kLine;
+    __builtin_prefetch(reinterpret_cast<const void*>(here + bytes), 0, 3);
+    __builtin_prefetch(reinterpret_cast<const void*>(here + kStep * stride), 0, 2);
+  }
+};
+
 // `count` blocks of float products for all rows of a tile. A function by itself, so that nothing
 // else is in the registers, which the sums need.
 template <int kPanels, bool kScaled>
 __attribute__((noinline)) void multiply_floats(int count, const float* a, int rows,
                                                const Vec::F (&w)[kFloatBlocks * kBlock][kPanels],
                                                const Vec::F (&scale)[kPanels],
+                                               const FloatsAhead<kPanels>& ahead,
                                                Vec::F (*sums)[kPanels]) {
   const int64_t block_stride = int64_t{rows} * kBlock;
   // Shares that differ by at most one row: no short one at the end.
   const int shares = (rows + kFloatRows - 1) / kFloatRows;
+  const int lines = (ahead.lines() + shares - 1) / shares;
+  int line = 0;
   for (int share = 0; share < shares; ++share) {
     const int mine = rows / (shares - share);
+    const int stop = std::min(line + lines, ahead.lines());
+    for (; line < stop; ++line) ahead.prefetch(line);
     with_rows<kFloatRows>(mine, [&](auto constant) {
       FloatSums<constant, kPanels, kScaled> products(sums);
       for (int block = 0; block < count; ++block) {
@@ -103,6 +132,7 @@ inline void multiply_float_blocks(int count, const std::byte* const (&data)[kPan
         }
       }
     }
-    multiply_floats<kPanels, Weights::kScaled>(count, a, act.rows, w, scale, sums);
+    const FloatsAhead<kPanels> ahead{data, stride, count * Weights::kInfo.data_bytes};
+    multiply_floats<kPanels, Weights::kScaled>(count, a, act.rows, w, scale, ahead, sums);
   }
 }

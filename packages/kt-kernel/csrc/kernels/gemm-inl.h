@@ -16,11 +16,17 @@
 #include "kernels/block_float-inl.h"
 #include "kernels/block_int-inl.h"
 
+// Whether a target multiplies a whole tile by its own instructions, in a struct derived from the
+// format's.
+template <class Weights, int kRows>
+constexpr bool multiplies_tile() {
+  return !kRows && requires { Weights::kMultipliesTile; };
+}
+
 // Blocks that are multiplied together: some of floats, whose sums are loaded and stored less often.
 template <class Weights, int kRows>
 constexpr int blocks_at_once() {
-  if (Weights::kInteger) return 1;
-  return !kRows && requires { Weights::kMultipliesTile; } ? 1 : kFloatBlocks;
+  return Weights::kInteger || multiplies_tile<Weights, kRows>() ? 1 : kFloatBlocks;
 }
 
 // `count` blocks, at most blocks_at_once, of all rows and panels, by the way that suits format and
@@ -29,8 +35,7 @@ template <class Weights, int kRows, int kPanels>
 inline void multiply_blocks(int count, const std::byte* const (&data)[kPanels],
                             const std::byte* const (&header)[kPanels], int sub, int64_t stride,
                             const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
-  if constexpr (!kRows && requires { Weights::kMultipliesTile; }) {
-    // A target's own instructions for a whole tile, in a struct derived from the format's.
+  if constexpr (multiplies_tile<Weights, kRows>()) {
     Weights::multiply(data, header, sub, stride, act, index, sums);
   } else if constexpr (Weights::kInteger && !kRows) {
     multiply_many<Weights>(data, header, sub, stride, act, index, sums);
@@ -70,6 +75,8 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
   constexpr int kVectorPanels = Vec::kLanes / kPanelRows;
   constexpr int kStep = kPanels * kVectorPanels;  // panels of one call
   constexpr FormatInfo kInfo = Weights::kInfo;
+  // Which asks for what follows by itself (FloatsAhead).
+  constexpr bool kFloatTile = !kRows && !Weights::kInteger && !multiplies_tile<Weights, kRows>();
   const int rows = kRows ? kRows : args.a.rows;
   const PackedMatrix& b = args.b;
   const int64_t stride = b.panel_bytes;
@@ -90,8 +97,8 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
     block += count;
     for (int p = 0; p < kPanels; ++p) {
       const std::byte* const end = b.data + (panel + p * kVectorPanels + 1) * stride;
-      for (int vector_panel = 0; vector_panel < kVectorPanels; ++vector_panel)
-        prefetch_ahead<kRows, kStep>(data[p] + vector_panel * stride, end + vector_panel * stride,
+      for (int other = 0; other < kVectorPanels && !kFloatTile; ++other)
+        prefetch_ahead<kRows, kStep>(data[p] + other * stride, end + other * stride,
                                      count * kInfo.data_bytes, stride);
       data[p] += count * kInfo.data_bytes;
     }
