@@ -86,6 +86,21 @@ def test_writes_keep_to_their_rate(open_store):
     assert store.stats().disk.counters.dropped_writes == 0
 
 
+def test_what_waits_for_a_rate_holds_no_memory(open_store):
+    store = open_store(write_bytes_per_s=2 * SLOT_BYTES)
+    space = space_of(store)
+    fill(space, [1] * 128)  # all of memory; some of it in flight for ever
+    while not store.stats().disk.counters.written_pages:
+        time.sleep(0.01)
+    with space.reserve(space.chain([]), 0, 24):
+        assert store.stats().reserved_pages == 24
+    assert store.stats().disk.counters.written_pages < 8
+    assert not store.flush().result(30)
+    counters = store.stats().disk.counters
+    assert counters.written_pages + counters.dropped_writes == 32
+    assert counters.dropped_writes >= 20
+
+
 @pytest.fixture
 def simulated_root():
     return Root(SimFiles(SimDisk()), 1 << 20, 0)

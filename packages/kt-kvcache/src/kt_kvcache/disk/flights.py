@@ -50,7 +50,7 @@ class _Flight:
     future: "Future[tuple[Statuses, Sums]]"
     num_bytes: int
     since: float  # seconds of time.monotonic
-    held: Transfer | None = None  # released when this has landed
+    held: Transfer  # released when this has landed
     then: list[Call] = field(default_factory=list)  # due when this has landed
 
 
@@ -138,59 +138,63 @@ class Flights:
         self._counters.dropped_writes += num_pages
 
     def send(self, offer: Offer) -> None:
-        """Sends pages that are not on disk on their way; holds them until they have landed."""
+        """Sends pages that are not on disk on their way; holds each batch until it has landed.
+
+        While it waits it holds nothing: what memory needs meanwhile is not written.
+        """
         page, num_gone = offer.tail, 0
-        while (
-            held := self._ram.hold(page, is_use=self._is_use)
-        ) is None and page.parent is not None:
+        while not page.attached and page.parent is not None:
             page, num_gone = page.parent, num_gone + 1
         if num_gone:
             self._lose(min(num_gone, offer.num_new))
-        if held is None:
-            return
         missing = self._pages.missing(page)
         names = self._names(missing)
         self._counters.oversized_pages += len(missing) - len(names)
-        slot_bytes = self._shape.slot_bytes
-        step = max(1, self.batch_bytes // slot_bytes)
+        step = max(1, self.batch_bytes // self._shape.slot_bytes)
         sent = 0
         while sent < len(names) and not self._health.degraded:
-            batch = names[sent : sent + step]
-            if not self.wear.allows(len(batch) * self._shape.num_bytes):
+            last = min(sent + step, len(names))
+            if not self.wear.allows((last - sent) * self._shape.num_bytes):
                 self._counters.capped_writes += len(names) - sent
                 break
-            self._room.make(len(batch), batch[0])
-            planned = self._pages.plan(
-                batch, [page.born for page in missing[sent : sent + len(batch)]]
-            )
-            if not planned:
+            self._wait_for_rate((last - sent) * self._shape.slot_bytes)
+            num_sent = self._send_batch(missing[sent:last], names[sent:last])
+            if not num_sent:
                 break
-            num_bytes = len(planned) * slot_bytes
-            while self._flights and self.inflight_bytes + num_bytes > self._limit:
-                self.land()
-            self._wait_for_rate(num_bytes)
-            ids = tuple(page.page_id for page in missing[sent : sent + len(planned)])
-            at = self._pages.extents(planned)
-            future = self._mover.write(
-                self._arena.view(ids, writable=False),
-                at.fds,
-                at.offsets,
-                at.seeds,
-                self._shape.extent_bytes,
-            )
-            self._flights.append(
-                _Flight(planned, batch[: len(planned)], future, num_bytes, time.monotonic())
-            )
-            self.inflight_bytes += num_bytes
-            self.wear.add(len(planned) * self._shape.num_bytes)
-            future.add_done_callback(lambda _: self._arrived())
-            sent += len(planned)
+            sent += num_sent
         if sent < len(missing):
             self._lose(len(names) - sent)
-        if sent:
-            self._flights[-1].held = held
-        else:
+
+    def _send_batch(self, pages: list[CachedPage], names: list[PageName]) -> int:
+        """Sends consecutive pages of a chain, as far as there is room; returns how many."""
+        held = self._ram.hold(pages[-1], is_use=self._is_use)
+        if held is None:
+            return 0
+        self._room.make(len(names), names[0])
+        planned = self._pages.plan(names, [page.born for page in pages])
+        if not planned:
             self._ram.release(held)
+            return 0
+        num_bytes = len(planned) * self._shape.slot_bytes
+        while self._flights and self.inflight_bytes + num_bytes > self._limit:
+            self.land()
+        ids = tuple(page.page_id for page in pages[: len(planned)])
+        at = self._pages.extents(planned)
+        future = self._mover.write(
+            self._arena.view(ids, writable=False),
+            at.fds,
+            at.offsets,
+            at.seeds,
+            self._shape.extent_bytes,
+        )
+        since = time.monotonic()
+        self._flights.append(
+            _Flight(planned, names[: len(planned)], future, num_bytes, since, held)
+        )
+        self.inflight_bytes += num_bytes
+        self.wear.add(len(planned) * self._shape.num_bytes)
+        future.add_done_callback(lambda _: self._arrived())
+        return len(planned)
 
     def _wait_for_rate(self, num_bytes: int) -> None:
         """Waits until so many bytes may be written."""
@@ -235,8 +239,7 @@ class Flights:
         self._counters.dropped_writes += len(planned) - num_good
         self.inflight_bytes -= flight.num_bytes
         self.write_times.add(time.monotonic() - flight.since)
-        if flight.held is not None:
-            self._ram.release(flight.held)
+        self._ram.release(flight.held)
         self._flights.popleft()
         for call in flight.then:
             call.run()
