@@ -52,6 +52,12 @@ def test_copy_into_a_read_only_view_is_refused(twin):
         source.view((0,), writable=False).copy_to(sink.view((1,), writable=False))
 
 
+def test_only_views_are_copied_to():
+    view = Arena.allocate(1, [4]).view((0,), writable=True)
+    with pytest.raises(ValueError, match=r"\[kvstore.copy_to\] sink must be a PageView; got nd"):
+        view.copy_to(view.page(0, 0))
+
+
 @pytest.mark.parametrize(("num_pages", "strides"), [(1, [2, 4]), (2, [2]), (2, [4, 2])])
 def test_copy_between_views_of_different_shapes_is_refused(num_pages, strides):
     source = Arena.allocate(4, [2, 4]).view((0, 1), writable=False)
@@ -64,6 +70,7 @@ def test_copy_between_views_of_different_shapes_is_refused(num_pages, strides):
     ("buffers", "message"),
     [
         ([], "must not be empty"),
+        (np.zeros((1, 4, 4)), r"\[kvstore.arena\] layer_buffers must be a Sequence; got ndarray"),
         ([[1, 2]], "layer 0 must be a numpy array of plain bytes; got list"),
         ([np.zeros((4, 4), object)], "plain bytes; got object"),
         ([np.zeros(4, np.uint8)], r"layer 0 must be .*; got uint8 \(4,\)"),
@@ -83,6 +90,7 @@ def test_buffers_that_are_no_pages_are_refused(buffers, message):
     [
         (0, [1], r"\[kvstore.arena\] num_pages must be .*; got 0"),
         (1, [4, 0], r"\[kvstore.arena\] stride must be .*; got 0"),
+        (1, 4, r"\[kvstore.arena\] strides must be a Sequence; got int"),
         (1, [], "layer_buffers must not be empty"),
     ],
 )

@@ -89,6 +89,7 @@ def test_a_chain_of_another_namespace_is_refused(store, space, identity, geometr
         (lambda s, c: s.keep(c, float("nan")), r"ttl_s must be seconds >= 0; got nan"),
         (lambda s, c: s.keep(c, 10**400), r"ttl_s must be seconds >= 0; got 1000"),
         (lambda s, c: s.chain([1], [b"cat"]), r"each extra must be an Extra; got bytes"),
+        (lambda s, c: s.chain([1], 7), r"extras must be a Sequence; got int"),
         (lambda s, c: c.parent_hash("0"), r"page must be an integer in \[0, 0\]; got '0'"),
         (lambda s, c: s.drop(c), r"\[kvstore.drop\] chain must have a full page; got 1 tokens"),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kt_kvcache.errors import require_int
+from kt_kvcache.errors import require_int, require_type
 from kt_kvcache.native import HAS_CORE
 
 if HAS_CORE:
@@ -59,6 +59,7 @@ class PageView:
         No Python per page. The core copies each row once, without the GIL; numpy, for want of a
         core or where both views lie in one memory, by way of a copy.
         """
+        require_type("copy_to", "sink", sink, PageView)
         if not all(buffer.flags.writeable for buffer in sink.layer_buffers):
             raise ValueError("[kvstore.copy_to] sink must be writable; got a read-only view")
         mine, theirs = (len(self.page_ids), self.strides), (len(sink.page_ids), sink.strides)
@@ -94,6 +95,7 @@ class Arena:
         Raises:
             ValueError: no buffers, or one that breaks the rule above.
         """
+        require_type("arena", "layer_buffers", layer_buffers, Sequence)
         if not layer_buffers:
             raise ValueError("[kvstore.arena] layer_buffers must not be empty; got none")
         for layer, buffer in enumerate(layer_buffers):
@@ -123,6 +125,7 @@ class Arena:
     def allocate(cls, num_pages: int, strides: Sequence[int]) -> "Arena":
         """Allocates a zeroed arena of `num_pages` pages with `strides[i]` bytes in layer i."""
         require_int("arena", "num_pages", num_pages, 1)
+        require_type("arena", "strides", strides, Sequence)
         for stride in strides:
             require_int("arena", "stride", stride, 1)
         return cls([np.zeros((num_pages, stride), np.uint8) for stride in strides])

@@ -105,6 +105,7 @@ class Chain:
         Raises:
             ValueError: bad ids, or an extra outside these tokens; the chain is unchanged.
         """
+        require_type("extend", "extras", extras, Sequence)
         encoded = _encode_tokens(tokens)
         if extras:
             self._extras += self._checked_extras(extras, len(encoded) // TOKEN_BYTES)
