@@ -10,7 +10,7 @@ from kt_kvcache.config import StoreConfig
 from kt_kvcache.disk.counters import DiskStats
 from kt_kvcache.errors import IntegrityError, OutOfPages, StaleHandle
 from kt_kvcache.events import EventStream, Removed, Stored, Tier
-from kt_kvcache.identity import Geometry, Group, Identity
+from kt_kvcache.identity import Geometry, Group, Identity, WindowGroup
 from kt_kvcache.lease import Lease
 from kt_kvcache.load import LoadResult
 from kt_kvcache.page import PageState
@@ -49,6 +49,7 @@ __all__ = (
     "Stored",
     "Tail",
     "Tier",
+    "WindowGroup",
     "Writer",
     "__version__",
 )

@@ -62,8 +62,7 @@ class Group:
     """Consecutive layer buffers whose pages have one size.
 
     GQA is one group, or two where k and v lie apart; MLA is one group of latents; layers with a
-    sliding window are a group of their own where their pages have another size. A page is
-    kept, moved and found with all its groups.
+    sliding window are a ``WindowGroup``.
 
     Attributes:
         name: such as "kv", or "k" and "v" where they lie in separate buffers.
@@ -81,12 +80,31 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowGroup(Group):
+    """A group whose layers look at no token more than `window` tokens back.
+
+    Of a prefix that was loaded from disk, the bytes of this group are there only for its last
+    `window` tokens: those before are undefined. A class of its own, so that the namespaces of
+    models without windows are what they were.
+
+    Attributes:
+        window: tokens.
+    """
+
+    window: int
+
+    def __post_init__(self) -> None:
+        Group.__post_init__(self)  # super() does not know a class with slots
+        require_int("group", "window", self.window, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """How the KV of `page_tokens` tokens is laid out in memory.
 
     Attributes:
         page_tokens: tokens per page.
-        groups: the layers, in the order of the arena's buffers.
+        groups: the layers, in the order of the arena's buffers; those with a window come last.
         layout: name of the order of axes inside a page.
         shard: (rank, world size) of the part of the model this process holds.
     """
@@ -103,6 +121,12 @@ class Geometry:
             raise ValueError("[kvstore.geometry] groups must name at least one group; got none")
         for group in self.groups:
             require_type("geometry", "each group", group, Group)
+        kinds = [isinstance(group, WindowGroup) for group in self.groups]
+        if kinds != sorted(kinds):
+            raise ValueError(
+                "[kvstore.geometry] groups with a window must come after those without; got "
+                f"{[group.name for group in self.groups]}"
+            )
         if not isinstance(self.shard, tuple) or len(self.shard) != 2:
             raise ValueError(
                 f"[kvstore.geometry] shard must be (rank, world size); got {self.shard!r}"

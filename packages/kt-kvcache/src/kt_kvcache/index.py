@@ -263,6 +263,27 @@ class PageIndex:
             stream.push((event,))
 
 
+def usable(last: CachedPage, num_pages: int, window_pages: int) -> tuple[CachedPage, int]:
+    """Finds the longest part of a match that can be used: whose last pages are all whole.
+
+    Args:
+        last: last page of the match, or the root.
+        num_pages: pages of the match.
+        window_pages: how many pages before its end a prefix needs whole; 0: none.
+
+    Returns:
+        The last page of that part, or the root, and its number of pages. O(pages looked at), which
+        are `window_pages` if there is no head among them.
+    """
+    page, left, num_whole = last, num_pages, 0
+    while page.parent is not None and num_whole < window_pages:
+        num_whole = num_whole + 1 if page.whole else 0
+        is_head, page, left = not page.whole, page.parent, left - 1
+        if is_head:
+            last, num_pages = page, left
+    return last, num_pages
+
+
 def index_type() -> type[PageIndex]:
     """Returns the core's index where there is a core."""
     if not HAS_CORE:

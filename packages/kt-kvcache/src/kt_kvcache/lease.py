@@ -14,6 +14,7 @@ from kt_kvcache.load import Load, LoadResult
 from kt_kvcache.page import CachedPage
 from kt_kvcache.ram_tier import Holding, RamTier, Transfer
 from kt_kvcache.tail import Tail, common_tokens
+from kt_kvcache.window import Window
 
 
 class Lease(Handle):
@@ -36,6 +37,7 @@ class Lease(Handle):
         tail: tuple[CachedPage, int] | None = None,
         disk: DiskTier | None = None,
         on_disk: DiskHolding | None = None,
+        window: Window | None = None,
     ) -> None:
         """Takes over `holding` and `on_disk`; callers use ``Space.acquire``."""
         super().__init__(tier, arena, root, holding, page_ids)
@@ -43,6 +45,7 @@ class Lease(Handle):
         self._tail = tail
         self._disk = disk
         self._on_disk = on_disk
+        self._window = window
         self._load: Completion[LoadResult] | None = None
 
     @property
@@ -66,6 +69,9 @@ class Lease(Handle):
         When the result is there, ``page_ids`` and ``num_tokens`` have grown by what it says: use
         these, never what was hoped for. A page that cannot be read, or is not what was written,
         ends the load before it; nothing is raised. Releasing the lease detaches a running load.
+
+        With ``WindowGroup``s, their bytes come only for the last tokens, the others' first: a load
+        that ends early may bring nothing that can be used, and leaves less for the next one.
 
         Args:
             deadline: seconds after which the result must be there, whatever was read by then;
@@ -95,7 +101,14 @@ class Lease(Handle):
                     alive._grow(loaded, tail_tokens)
 
             self._load = Load(
-                self._tier, self._disk, self._root, self._page_tokens, found, grow, deadline
+                self._tier,
+                self._disk,
+                self._root,
+                self._page_tokens,
+                found,
+                self._window,
+                grow,
+                deadline,
             )
         return self._load
 

@@ -50,6 +50,8 @@ class CachedPage:
             in memory, ns since 1970 on disk.
         born: when its KV was computed, in ns since 1970; 0 for a root.
         kept_until: when a soft pin ends, in seconds of the store's clock; 0 without one.
+        whole: whether all its bytes are there; a head has only those of the groups without a window
+            (window.py). On disk, all pages are whole. A page that is whole stays so.
         attached: whether it is in the index; a dropped page lives on, detached, while pinned.
     """
 
@@ -66,6 +68,7 @@ class CachedPage:
         "page_id",
         "parent",
         "pins",
+        "whole",
     )
 
     def __init__(
@@ -84,3 +87,4 @@ class CachedPage:
         self.born = 0
         self.kept_until = 0.0
         self.attached = True
+        self.whole = True

@@ -15,7 +15,7 @@ from kt_kvcache.chain import Chain
 from kt_kvcache.errors import OutOfPages, StaleHandle
 from kt_kvcache.events import EventStream
 from kt_kvcache.eviction import EvictionPolicy
-from kt_kvcache.index import Links, index_type
+from kt_kvcache.index import Links, index_type, usable
 from kt_kvcache.integrity import check_pages
 from kt_kvcache.keep import KeepingPolicy
 from kt_kvcache.page import CachedPage, PageState
@@ -85,6 +85,7 @@ class RamTier:
         # Filled by finalizers, which may run anywhere, even in a thread inside the lock: hence
         # not released there but at the next call that counts pages. deque.append is atomic.
         self._leaked: deque[Holding] = deque()
+        self._completing: set[CachedPage] = set()  # heads that somebody is making whole
         self._counters = Counters()
         self._ages = Ages(max_age_s)
         self._evicted = Evicted()
@@ -102,17 +103,30 @@ class RamTier:
             self._require_open(op)
             return self._index.root(ns_key)
 
-    def probe(self, root: CachedPage, chain: Chain) -> int:
-        """Returns the number of leading pages of `chain` that are cached; O(that number)."""
+    def probe(self, root: CachedPage, chain: Chain, window_pages: int = 0) -> int:
+        """Returns the number of leading pages of `chain` that are usable; O(pages cached)."""
         with self._lock:
             self._require_open("probe")
             self._expire()
-            return len(self._index.match(root, chain, chain.num_pages)[1])
+            last, page_ids = self._index.match(root, chain, chain.num_pages)
+            return usable(last, len(page_ids), window_pages)[1]
 
     def acquire(
-        self, root: CachedPage, chain: Chain, max_tokens: int, *, with_tail: bool
+        self,
+        root: CachedPage,
+        chain: Chain,
+        max_tokens: int,
+        *,
+        with_tail: bool,
+        window_pages: int = 0,
     ) -> tuple[Holding, list[int], tuple[CachedPage, int] | None]:
         """Matches pages of at most `max_tokens` tokens and pins the match; O(matched pages).
+
+        Args:
+            root, chain: where to look, and for what.
+            max_tokens: upper limit of the match.
+            with_tail: also look for a tail.
+            window_pages: see ``usable``.
 
         Returns:
             The holding; the page ids of the match; with the same pin and if asked for, the page
@@ -129,6 +143,11 @@ class RamTier:
             if with_tail:
                 num_left = max_tokens - num_matched * page_tokens
                 tail = self._index.match_tail(last, chain, num_matched, num_left)
+                if tail and usable(tail[0], num_matched + 1, window_pages)[1] <= num_matched:
+                    tail = None
+            if tail is None:
+                last, num_matched = usable(last, num_matched, window_pages)
+                del page_ids[num_matched:]
             if tail is not None:
                 last = tail[0]
                 self._counters.tail_tokens += tail[1]
@@ -181,10 +200,17 @@ class RamTier:
         first_page: int,
         page_ids: Sequence[int],
         born: Sequence[int] = (),
+        *,
+        whole: bool = True,
     ) -> list[PageState]:
         """Publishes a writer's slots as pages [first_page, ...) of the chain; O(pages).
 
-        `born` says when they were computed, if that is not now.
+        Args:
+            holding: of the writer.
+            chain, first_page: what the pages are.
+            page_ids: their slots.
+            born: when they were computed, if that is not now.
+            whole: whether all their bytes are there; else they are heads.
         """
         states = []
         with self._lock:
@@ -199,6 +225,7 @@ class RamTier:
                     self._keep(holding, page)
                 if page is not None and state is PageState.PUBLISHED:
                     page.born = born[i - first_page] if born else now_ns()
+                    page.whole = whole
                     self._ages.add(page)
                     private.remove(page_id)
                     self._counters.reasked_pages += self._evicted.returned(chain.page_hash(i), now)
@@ -208,6 +235,34 @@ class RamTier:
             self._counters.unlinked_pages += states.count(PageState.UNLINKED)
         return states
 
+    def claim_heads(
+        self, chain: Links, first_page: int, page_ids: Sequence[int], states: Sequence[PageState]
+    ) -> list[tuple[CachedPage, int]]:
+        """Finds the heads that pages just published, whole, met in the index; O(pages).
+
+        Nobody relies on what a head lacks, so whoever got it here may write it; nobody else gets
+        it before ``completed``, and it stays pinned by what it was published for.
+
+        Returns:
+            Each with the page id of its whole twin.
+        """
+        claimed = []
+        with self._lock:
+            for i, (page_id, state) in enumerate(zip(page_ids, states, strict=True), first_page):
+                if state is PageState.PRESENT:
+                    page = self._index.by_hash.get(chain.page_hash(i))
+                    if page is not None and not page.whole and page not in self._completing:
+                        self._completing.add(page)
+                        claimed.append((page, page_id))
+        return claimed
+
+    def completed(self, claimed: Sequence[tuple[CachedPage, int]]) -> None:
+        """Says that heads of ``claim_heads`` are whole now."""
+        with self._lock:
+            for page, _ in claimed:
+                page.whole = True
+                self._completing.remove(page)
+
     def transfer(self) -> Transfer:
         """Returns what a load will hold: nothing yet."""
         with self._lock:
@@ -216,12 +271,17 @@ class RamTier:
             self._holdings.add(transfer)
             return transfer
 
-    def pin_some(self, transfer: Transfer, links: Links, n: int) -> int:
-        """Has a load hold those of its first `n` pages that are here by now; O(these pages)."""
+    def pin_some(self, transfer: Transfer, links: Links, n: int, first_whole: int) -> int:
+        """Has a load hold those of its first `n` pages that are here by now; O(these pages).
+
+        From page `first_whole` on, heads do not count.
+        """
         with self._lock:
             for i in range(n):
                 page = self._index.by_hash.get(links.page_hash(i))
                 if page is None or page.body != links.page_body(i):
+                    return i
+                if i >= first_whole and not page.whole:
                     return i
                 self._index.pin(page)
                 self._keep(transfer, page)
@@ -242,9 +302,21 @@ class RamTier:
             return (self._evicted_used + self._index.now) // 2
 
     def has(self, page_hash: bytes) -> bool:
-        """Whether a page is in memory now."""
+        """Whether a page is in memory now, and whole."""
         with self._lock:
-            return page_hash in self._index.by_hash
+            page = self._index.by_hash.get(page_hash)
+            return page is not None and page.whole
+
+    def trim(self, transfer: Transfer, num_pages: int, window_pages: int) -> int:
+        """Has a load, of `num_pages` pages, hold what of it is usable; returns how many pages."""
+        with self._lock:
+            last = transfer.pins[-1]
+            end, num_usable = usable(last, num_pages, window_pages)
+            if num_usable > 0 and end is not last:
+                self._index.pin(end)
+                self._index.unpin(last)
+                transfer.pins[-1] = end
+            return max(0, num_usable)
 
     def reserve_some(self, transfer: Transfer, n: int, asker: CachedPage) -> list[int]:
         """Takes up to `n` slots for pages to be loaded, as many as are free or evictable."""

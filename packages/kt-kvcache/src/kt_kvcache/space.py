@@ -12,6 +12,7 @@ from kt_kvcache.events import Tier
 from kt_kvcache.lease import Lease
 from kt_kvcache.page import CachedPage
 from kt_kvcache.ram_tier import RamTier
+from kt_kvcache.window import Window
 from kt_kvcache.writer import Writer
 
 
@@ -23,11 +24,17 @@ class Hit:
         num_tokens: tokens in cached full pages from the start of the chain, in memory or on disk.
         num_pages: these pages.
         by_tier: how many of them each tier would serve.
+        num_bytes: what would be read from disk; less if some of it is in memory and only not
+            usable alone.
+        eta_s: seconds that would take, judged by the last loads, or by 1 GB/s before there was
+            one; 0.0 if all is in memory.
     """
 
     num_tokens: int
     num_pages: int
     by_tier: Mapping[Tier, int]
+    num_bytes: int = 0
+    eta_s: float = 0.0
 
 
 class Space:
@@ -43,12 +50,15 @@ class Space:
         root: CachedPage,
         page_tokens: int,
         disk: DiskTier | None = None,
+        window: Window | None = None,
     ) -> None:
         """Binds a namespace's root; callers use ``KVStore.space``."""
         self._tier = tier
         self._arena = arena
         self._root = root
         self._disk = disk
+        self._window = window
+        self._window_pages = 0 if window is None else window.num_pages
         self.page_tokens = page_tokens
 
     @property
@@ -68,12 +78,15 @@ class Space:
         The answer may be old by the time it is read: to use pages, acquire them.
         """
         self._require_usable("probe", chain)
-        num_pages = self._tier.probe(self._root, chain)
+        num_pages = self._tier.probe(self._root, chain, self._window_pages)
         by_tier = {Tier.MEMORY: num_pages}
+        num_bytes, eta_s = 0, 0.0
         if self._disk is not None:
             num_known = max(num_pages, self._disk.count(self.ns_key, chain))
-            by_tier[Tier.DISK], num_pages = num_known - num_pages, num_known
-        return Hit(num_pages * self.page_tokens, num_pages, by_tier)
+            num_to_load = by_tier[Tier.DISK] = num_known - num_pages
+            num_bytes = self._disk.bytes_of(num_to_load, self._window)
+            num_pages, eta_s = num_known, num_bytes / self._disk.read_rate.bytes_per_s
+        return Hit(num_pages * self.page_tokens, num_pages, by_tier, num_bytes, eta_s)
 
     def acquire(self, chain: Chain, max_tokens: int | None = None, *, tail: bool = False) -> Lease:
         """Finds and pins the longest cached prefix of full pages; O(pages found).
@@ -93,7 +106,9 @@ class Space:
         num_tokens = chain.num_tokens
         if max_tokens is not None:
             num_tokens = min(num_tokens, require_int("acquire", "max_tokens", max_tokens, 0))
-        holding, page_ids, found = self._tier.acquire(self._root, chain, num_tokens, with_tail=tail)
+        holding, page_ids, found = self._tier.acquire(
+            self._root, chain, num_tokens, with_tail=tail, window_pages=self._window_pages
+        )
         on_disk = None
         if self._disk is not None:
             tail_above = (0 if found is None else found[1]) if tail else None
@@ -108,6 +123,7 @@ class Space:
             found,
             self._disk,
             on_disk,
+            self._window,
         )
 
     def reserve(self, chain: Chain, first_page: int, n: int) -> Writer:
@@ -126,7 +142,15 @@ class Space:
         n = require_int("reserve", "n", n, 1)
         holding, page_ids = self._tier.reserve(n, self._root)
         return Writer(
-            self._tier, self._arena, self._root, holding, page_ids, chain, first_page, self._disk
+            self._tier,
+            self._arena,
+            self._root,
+            holding,
+            page_ids,
+            chain,
+            first_page,
+            self._disk,
+            self._window,
         )
 
     def keep(self, chain: Chain, ttl_s: float) -> int:

@@ -21,6 +21,7 @@ from kt_kvcache.page_mover import open_page_mover
 from kt_kvcache.ram_tier import RamTier
 from kt_kvcache.space import Space
 from kt_kvcache.stats import Stats
+from kt_kvcache.window import window_of
 
 _SECRET_BYTES = 32  # of the HMAC's hash: more adds nothing
 
@@ -124,7 +125,9 @@ class KVStore:
         self._require_fit(geometry)
         key = ns_key(identity, geometry, tenant_tag(self._secret, tenant))
         root = self._tier.root("space", key)
-        return Space(self._tier, self._arena, root, geometry.page_tokens, self._disk)
+        disk = self._disk
+        window = None if disk is None else window_of(geometry, disk.extent_bytes)
+        return Space(self._tier, self._arena, root, geometry.page_tokens, disk, window)
 
     def flush(self, *, durable: bool = True, timeout: float | None = None) -> Completion[bool]:
         """Waits, in the background, until what was committed before is on disk.

@@ -11,6 +11,7 @@ from kt_kvcache.handle import Handle
 from kt_kvcache.lease import Lease
 from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.ram_tier import Holding, RamTier
+from kt_kvcache.window import Window, copy_rest
 
 
 class Event(Protocol):
@@ -39,12 +40,14 @@ class Writer(Handle):
         chain: Chain,
         first_page: int,
         disk: DiskTier | None = None,
+        window: Window | None = None,
     ) -> None:
         """Takes over `holding`; callers use ``Space.reserve``."""
         super().__init__(tier, arena, root, holding, page_ids)
         self._chain = chain
         self._first_page = first_page
         self._disk = disk
+        self._window = window
         self._states: list[PageState] = []
 
     @property
@@ -133,6 +136,10 @@ class Writer(Handle):
         page_ids = self._page_ids[done : done + n]
         states = self._tier.publish(self._holding, self._chain, first_page, page_ids)
         self._states += states
+        if self._window is not None and self._arena is not None:
+            heads = self._tier.claim_heads(self._chain, first_page, page_ids, states)
+            copy_rest(self._arena, self._window, heads)
+            self._tier.completed(heads)
         num_published = states.count(PageState.PUBLISHED)
         if self._disk is not None and num_published:
             last = self._tier.last_published(self._holding)

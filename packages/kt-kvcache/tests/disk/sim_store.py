@@ -12,14 +12,20 @@ from .sim_files import SimFiles
 
 
 def sim_store(
-    files: SimFiles, *, num_pages: int = 32, disk_pages: int = 64, **options: float | str
+    files: SimFiles,
+    *,
+    num_pages: int = 32,
+    disk_pages: int = 64,
+    arena: Arena | None = None,
+    slot_bytes: int = SLOT_BYTES,
+    **options: float | str,
 ) -> KVStore:
-    arena = Arena.allocate(num_pages, STRIDES)
+    arena = arena or Arena.allocate(num_pages, STRIDES)
     ram = RamTier(num_pages, LruPolicy())
     config = StoreConfig(
         num_pages,
         PAGE_TOKENS,
-        disk_bytes=disk_pages * (SLOT_BYTES + 520) + 8 * 4096,
+        disk_bytes=disk_pages * (slot_bytes + 520) + 8 * 4096,
         min_free_bytes=0,
         inflight_bytes=1 << 20,
         **options,

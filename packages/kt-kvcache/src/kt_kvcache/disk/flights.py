@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import attrgetter
 
 from kt_kvcache.arena import Arena
 from kt_kvcache.disk.counters import DiskCounters
@@ -148,8 +150,9 @@ class Flights:
         if num_gone:
             self._lose(min(num_gone, offer.num_new))
         missing = self._pages.missing(page)
-        names = self._names(missing)
-        self._counters.oversized_pages += len(missing) - len(names)
+        whole = list(takewhile(attrgetter("whole"), missing))
+        names = self._names(whole)
+        self._counters.oversized_pages += len(whole) - len(names)
         step = max(1, self.batch_bytes // self._shape.slot_bytes)
         sent = 0
         while sent < len(names) and not self._health.degraded:
@@ -163,7 +166,7 @@ class Flights:
                 break
             sent += num_sent
         if sent < len(missing):
-            self._lose(len(names) - sent)
+            self._lose(len(names) - sent + len(missing) - len(whole))
 
     def _send_batch(self, pages: list[CachedPage], names: list[PageName]) -> int:
         """Sends consecutive pages of a chain, as far as there is room; returns how many."""

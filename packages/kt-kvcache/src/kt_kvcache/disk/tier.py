@@ -11,7 +11,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kt_kvcache.arena import Arena
+import numpy as np
+
+from kt_kvcache.arena import Arena, PageView
 from kt_kvcache.chain import Chain
 from kt_kvcache.completion import Completion
 from kt_kvcache.config import StoreConfig
@@ -22,6 +24,7 @@ from kt_kvcache.disk.format import SlotShape
 from kt_kvcache.disk.holding import DiskHolding
 from kt_kvcache.disk.pages import DiskPages
 from kt_kvcache.disk.rate import Delayed, TokenBucket
+from kt_kvcache.disk.read_rate import ReadRate
 from kt_kvcache.disk.root import Root
 from kt_kvcache.disk.scrub import Scrub
 from kt_kvcache.disk.survey import Survey
@@ -32,6 +35,7 @@ from kt_kvcache.page import CachedPage
 from kt_kvcache.page_mover import PageMover, Statuses, payload_bytes
 from kt_kvcache.ram_tier import RamTier
 from kt_kvcache.recent import Durations
+from kt_kvcache.window import Window, copy_rest
 
 if TYPE_CHECKING:
     from kt_kvcache.load import Load
@@ -44,6 +48,7 @@ class DiskTier:
 
     Attributes:
         claims: pages being loaded.
+        read_rate: of loads.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class DiskTier:
         )
         self._leaked: deque[DiskHolding] = deque()
         self.claims: Claims[Load] = Claims()
+        self.read_rate = ReadRate()
         self._reading: dict[Future[Statuses], int] = {}  # bytes
         self._read_times = Durations()
         self._delayed_reads = Delayed(TokenBucket(config.read_bytes_per_s))
@@ -114,6 +120,16 @@ class DiskTier:
         """Bytes that a page takes in a file."""
         return self._shape.slot_bytes
 
+    @property
+    def extent_bytes(self) -> int:
+        """Bytes under one checksum."""
+        return self._shape.extent_bytes
+
+    def bytes_of(self, num_pages: int, window: Window | None) -> int:
+        """Bytes that a load of the last `num_pages` pages of a prefix reads."""
+        slot_bytes = self._shape.slot_bytes
+        return num_pages * slot_bytes if window is None else window.num_bytes(num_pages, slot_bytes)
+
     def find(
         self, ns_key: bytes, chain: Chain, first_page: int, max_tokens: int, tail_above: int | None
     ) -> DiskHolding | None:
@@ -145,22 +161,37 @@ class DiskTier:
         """Takes over the holding of a garbage-collected lease; safe in finalizers."""
         self._leaked.append(holding)
 
-    def read(self, pages: Sequence[CachedPage], page_ids: Sequence[int]) -> "Future[Statuses]":
+    def read(
+        self,
+        pages: Sequence[CachedPage],
+        page_ids: Sequence[int],
+        heads_of: Window | None = None,
+    ) -> "Future[Statuses]":
         """Reads pinned pages into rows of the arena, verified; see ``PageMover.read``. It begins
         when the rate lets it.
 
         A page whose bytes are not right is forgotten, and with it all below it.
+
+        Args:
+            pages: where from.
+            page_ids: where to.
+            heads_of: read only their heads.
         """
         at = self._pages.extents(pages)
         view = self._arena.view(tuple(page_ids), writable=True)
         extent_bytes = self._shape.extent_bytes
-        num_bytes, started = len(pages) * self._shape.slot_bytes, list[float]()
+        sums, page_bytes = at.sums, self._shape.slot_bytes
+        if heads_of is not None:  # the first extents
+            view = PageView(view.layer_buffers[: heads_of.head_layers], view.page_ids)
+            page_bytes = heads_of.head_bytes
+            sums = np.ascontiguousarray(sums[:, : page_bytes // extent_bytes])
+        num_bytes, started = len(pages) * page_bytes, list[float]()
         read: Future[Statuses] = Future()
         self._reading[read] = num_bytes
 
         def begin() -> None:
             started.append(time.monotonic())
-            moved = self._mover.read(view, at.fds, at.offsets, at.seeds, at.sums, extent_bytes)
+            moved = self._mover.read(view, at.fds, at.offsets, at.seeds, sums, extent_bytes)
             moved.add_done_callback(lambda done: read.set_result(done.result()))
 
         def account(done: "Future[Statuses]") -> None:
@@ -170,13 +201,17 @@ class DiskTier:
             bad = [(page, status) for page, status in zip(pages, statuses, strict=True) if status]
             num_good = len(at.segments) - len(bad)  # `at` keeps the files open until here
             self._counters.loaded_pages += num_good
-            self._counters.loaded_bytes += num_good * self._shape.slot_bytes
+            self._counters.loaded_bytes += num_good * page_bytes
             for page, status in bad:
                 self._pages.failed(page, int(status), self._counters)
 
         read.add_done_callback(account)
         self._delayed_reads.call(num_bytes, begin)
         return read
+
+    def copy_rest(self, window: Window, copies: Sequence[tuple[CachedPage, int]]) -> None:
+        """Completes heads in memory; see there."""
+        copy_rest(self._arena, window, copies)
 
     def offer(self, tail: CachedPage, num_pages: int) -> None:
         """Has a page in memory and all above it written, where they are not on disk yet.

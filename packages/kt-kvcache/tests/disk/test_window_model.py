@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random calls on a store with a window group, with restarts, damage and pages that disk or memory
+lose, against a set that says what was computed and what must be found.
+
+Memory starts as poison and is small: what a model may read of a lease is compared byte by byte.
+"""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kt_kvcache import OutOfPages
+
+from .known_pages import IDENTITY
+from .sim_files import SimDisk, SimFiles
+from .sim_store import sim_store
+from .windowed_pages import GEOMETRY, SLOT_BYTES, assert_right, content, fill, poisoned_arena
+
+pytestmark = pytest.mark.timeout(600)
+
+NUM_PAGES = 24
+# A prompt is a path that leaves the common one once, a page for each turn.
+prompts = st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(1, 2)).map(
+    lambda path: [0 if turn < path[1] else path[2] for turn in range(path[0]) for _ in range(4)]
+)
+
+
+class WindowMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.disk = SimDisk()
+        self.open()
+        self.written: set[tuple[int, ...]] = set()
+        self.must: set[tuple[int, ...]] = set()  # on disk, and nothing happened
+        self.leases = []
+
+    def open(self):
+        self.store = sim_store(
+            SimFiles(self.disk),
+            num_pages=NUM_PAGES,
+            disk_pages=64,
+            arena=poisoned_arena(NUM_PAGES),
+            slot_bytes=SLOT_BYTES,
+        )
+        self.space = self.store.space(IDENTITY, GEOMETRY)
+
+    @rule(tokens=prompts, flush=st.booleans())
+    def compute(self, tokens, flush):
+        prefixes = {tuple(tokens[:end]) for end in range(4, len(tokens) + 1, 4)}
+        self.written |= prefixes
+        with suppress(OutOfPages):
+            chain = fill(self.space, tokens)
+            flushed = flush and self.store.flush().result(30)
+            if flushed and self.store._disk.count(self.space.ns_key, chain) == chain.num_pages:
+                self.must |= prefixes
+
+    @rule(tokens=prompts, tail=st.booleans(), limit=st.integers(1, 32))
+    def find(self, tokens, tail, limit):
+        chain = self.space.chain(tokens)
+        with self.space.acquire(chain, max_tokens=limit, tail=tail) as lease:
+            assert_right(lease, chain)
+            result = lease.load().result(30)
+            assert_right(lease, chain)
+            assert lease.num_tokens <= limit
+            found = lease.num_tokens
+            assert found == 0 or tuple(tokens[:found]) in self.written
+            if lease.tail is not None:
+                self.check_tail(lease, chain)
+            if not self.leases and result.reason != "memory":
+                promised = [
+                    p for p in self.must if p == tuple(tokens[: len(p)]) and len(p) <= limit
+                ]
+                assert found >= max(map(len, promised), default=0)
+
+    @staticmethod
+    def check_tail(lease, chain):
+        """The tail, and with it what its own window reaches back to, is whole."""
+        tail = lease._tail[0]
+        for layer in range(3):
+            assert (lease.tail_view().page(layer, 0) == content(tail.hash, layer)).all()
+        start = (lease.num_tokens + lease.tail.num_tokens - 6) // 4
+        for i in range(max(0, start), lease.num_pages):
+            assert (lease.view().page(2, i) == content(chain.page_hash(i), 2)).all()
+
+    @rule(tokens=prompts, cancel=st.booleans())
+    def hold(self, tokens, cancel):
+        chain = self.space.chain(tokens)
+        lease = self.space.acquire(chain)
+        load = lease.load()
+        if cancel:
+            load.cancel()
+        self.leases.append((lease, chain, load))
+
+    @rule()
+    def let_go(self):
+        if self.leases:
+            lease, chain, load = self.leases.pop(0)
+            load.result(30)
+            assert_right(lease, chain)
+            lease.release()
+
+    @rule()
+    def crowd_out(self):
+        self.store.flush(durable=False).result(30)
+        with suppress(OutOfPages):
+            writer = self.space.reserve(self.space.chain([]), 0, NUM_PAGES)
+            for i in range(NUM_PAGES):
+                for layer in range(3):
+                    writer.view().page(layer, i)[:] = 0xEE
+            writer.release()
+
+    @rule()
+    def disk_forgets(self):
+        self.store.flush(durable=False).result(30)
+        self.must.clear()
+        self.store._disk.drop(self.space.ns_key, None).result(30)
+
+    @rule(at=st.integers(0, 10**9), bit=st.integers(0, 7))
+    def damage(self, at, bit):
+        self.must.clear()
+        with self.disk.lock:
+            for name in sorted(self.disk.names):
+                payload = self.disk.names[name].content
+                if name.endswith(".kvs") and payload:
+                    payload[at % min(len(payload), 8 * SLOT_BYTES)] ^= 1 << bit
+
+    @rule()
+    def restart(self):
+        self.release_all()
+        self.store.close()
+        self.open()
+
+    @invariant()
+    def nothing_is_lost(self):
+        self.store.check_integrity()
+
+    def release_all(self):
+        while self.leases:
+            self.let_go()
+
+    def teardown(self):
+        self.release_all()
+        self.store.flush(durable=False).result(30)
+        stats = self.store.stats()
+        assert (stats.open_leases, stats.open_writers, stats.reserved_pages) == (0, 0, 0)
+        assert not self.store._tier._completing
+        self.store.close()
+
+
+TestWindowMachine = WindowMachine.TestCase
+TestWindowMachine.settings = settings(
+    max_examples=40,
+    derandomize=True,
+    stateful_step_count=30,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
