@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kt_kvcache.identity import Geometry, Group, Identity, canon, ns_key, tenant_tag
+from kt_kvcache.identity import (
+    Geometry,
+    Group,
+    Identity,
+    WindowGroup,
+    canon,
+    ns_key,
+    tenant_tag,
+)
 
 IDENTITY = Identity(weights="w", kv_format="bfloat16")
 GEOMETRY = Geometry(64, (Group("kv", 2, 256),))
@@ -71,6 +79,12 @@ def test_no_field_can_pass_for_another():
     keys += [ns_key(IDENTITY, GEOMETRY, tag) for tag in tags[1:]]
     for a, b in combinations(keys, 2):
         assert a != b
+
+
+def test_a_window_makes_another_namespace():
+    groups = [Group("kv", 2, 256), WindowGroup("kv", 2, 256, 1), WindowGroup("kv", 2, 256, 2)]
+    keys = {ns_key(IDENTITY, Geometry(64, (group,)), None) for group in groups}
+    assert len(keys) == 3
 
 
 def test_no_tenant_gives_the_same_key_in_every_store():

@@ -22,9 +22,9 @@ from .windowed_pages import GEOMETRY, SLOT_BYTES, assert_right, content, fill, p
 pytestmark = pytest.mark.timeout(600)
 
 NUM_PAGES = 24
-# A prompt is a path that leaves the common one once, a page for each turn.
-prompts = st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(1, 2)).map(
-    lambda path: [0 if turn < path[1] else path[2] for turn in range(path[0]) for _ in range(4)]
+# A prompt is a path of up to 8 pages that may leave the common one after 3.
+prompts = st.tuples(st.integers(1, 8), st.sampled_from([3, 8])).map(
+    lambda path: [int(turn >= path[1]) for turn in range(path[0]) for _ in range(4)]
 )
 
 
@@ -35,6 +35,7 @@ class WindowMachine(RuleBasedStateMachine):
         self.open()
         self.written: set[tuple[int, ...]] = set()
         self.must: set[tuple[int, ...]] = set()  # on disk, and nothing happened
+        self.damaged = False  # a page nobody looked at since may not be what it should be
         self.leases = []
 
     def open(self):
@@ -47,7 +48,7 @@ class WindowMachine(RuleBasedStateMachine):
         )
         self.space = self.store.space(IDENTITY, GEOMETRY)
 
-    @rule(tokens=prompts, flush=st.booleans())
+    @rule(tokens=prompts, flush=st.integers(0, 3).map(bool))
     def compute(self, tokens, flush):
         prefixes = {tuple(tokens[:end]) for end in range(4, len(tokens) + 1, 4)}
         self.written |= prefixes
@@ -55,10 +56,12 @@ class WindowMachine(RuleBasedStateMachine):
             chain = fill(self.space, tokens)
             flushed = flush and self.store.flush().result(30)
             if flushed and self.store._disk.count(self.space.ns_key, chain) == chain.num_pages:
-                self.must |= prefixes
+                self.must |= set() if self.damaged else prefixes
 
-    @rule(tokens=prompts, tail=st.booleans(), limit=st.integers(1, 32))
-    def find(self, tokens, tail, limit):
+    @rule(tokens=prompts, tail=st.booleans(), limit=st.integers(1, 32), crowd=st.booleans())
+    def find(self, tokens, tail, limit, crowd):
+        if crowd:
+            self.crowd_out()
         chain = self.space.chain(tokens)
         with self.space.acquire(chain, max_tokens=limit, tail=tail) as lease:
             assert_right(lease, chain)
@@ -74,6 +77,20 @@ class WindowMachine(RuleBasedStateMachine):
                     p for p in self.must if p == tuple(tokens[: len(p)]) and len(p) <= limit
                 ]
                 assert found >= max(map(len, promised), default=0)
+
+    @rule(
+        stored=prompts,
+        lengths=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+        hurt=st.none() | st.tuples(st.integers(0, 9), st.sampled_from([0, SLOT_BYTES - 1])),
+    )
+    def load_some(self, stored, lengths, hurt):
+        """Long prefixes, shorter ones and again longer ones, after memory has lost all."""
+        self.compute(stored, flush=True)
+        self.crowd_out()
+        if hurt:
+            self.damage(*hurt, bit=0)
+        for length in lengths:
+            self.find(stored[: 4 * length], tail=False, limit=32, crowd=False)
 
     @staticmethod
     def check_tail(lease, chain):
@@ -117,15 +134,18 @@ class WindowMachine(RuleBasedStateMachine):
         self.store.flush(durable=False).result(30)
         self.must.clear()
         self.store._disk.drop(self.space.ns_key, None).result(30)
+        self.damaged = False
 
-    @rule(at=st.integers(0, 10**9), bit=st.integers(0, 7))
-    def damage(self, at, bit):
+    @rule(slot=st.integers(0, 11), at=st.sampled_from([0, SLOT_BYTES - 1]), bit=st.integers(0, 7))
+    def damage(self, slot, at, bit):
+        self.store.flush(durable=False).result(30)
         self.must.clear()
+        self.damaged = True
         with self.disk.lock:
             for name in sorted(self.disk.names):
                 payload = self.disk.names[name].content
-                if name.endswith(".kvs") and payload:
-                    payload[at % min(len(payload), 8 * SLOT_BYTES)] ^= 1 << bit
+                if name.endswith(".kvs") and slot * SLOT_BYTES + at < len(payload):
+                    payload[slot * SLOT_BYTES + at] ^= 1 << bit
 
     @rule()
     def restart(self):
@@ -152,7 +172,7 @@ class WindowMachine(RuleBasedStateMachine):
 
 TestWindowMachine = WindowMachine.TestCase
 TestWindowMachine.settings = settings(
-    max_examples=40,
+    max_examples=60,
     derandomize=True,
     stateful_step_count=30,
     deadline=None,
