@@ -37,6 +37,15 @@ def test_old_pages_are_not_found_and_their_slots_are_free(open_store, now):
     assert open_store().stats().disk.num_pages == 32  # their records are free, too
 
 
+def test_slots_come_free_where_nobody_asks(open_store, now):
+    store = open_store(max_age_s=10)
+    fill(space_of(store), [1] * 32)
+    assert store.flush().result(30)
+    now[0] += 10
+    look(store)
+    assert store.stats().disk.num_pages == 0
+
+
 def test_a_restart_makes_no_page_younger(open_store, now):
     with open_store() as store:
         fill(space_of(store), [1] * 32)

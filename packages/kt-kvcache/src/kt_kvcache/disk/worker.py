@@ -93,8 +93,8 @@ class Worker:
             Wear(root, config.daily_write_bytes),
             inflight_bytes=inflight_bytes,
             bytes_per_s=config.write_bytes_per_s,
-            is_use=config.write_policy
-            != "back",  # which has the oldest written, to be evicted next
+            # Write-back has the oldest written, to be evicted next: that must not make them young.
+            is_use=config.write_policy != "back",
             between=self._sync_if_due,
             arrived=self._arrived,
         )
