@@ -99,6 +99,11 @@ def test_no_tenant_gives_the_same_key_in_every_store():
         (lambda: Geometry(64, GEOMETRY.groups[0]), r"groups must be a tuple; got Group"),
         (lambda: Geometry(64, ("kv",)), r"each group must be a Group; got str"),
         (lambda: Geometry(64, GEOMETRY.groups, shard=(1,)), r"shard must be .*; got \(1,\)"),
+        (lambda: WindowGroup("kv", 1, 1, 0), r"window must be an integer >= 1; got 0"),
+        (
+            lambda: Geometry(64, (WindowGroup("w", 1, 1, 8), Group("kv", 1, 1))),
+            r"groups with a window must come after those without; got \['w', 'kv'\]",
+        ),
         (lambda: Geometry(64, ()), r"groups must name at least one group; got none"),
         (lambda: Geometry(64, GEOMETRY.groups, shard=(2, 2)), r"rank .* in \[0, 1\]; got 2"),
         (lambda: Group("kv", True, 1), r"num_layers must be an integer >= 1; got True"),

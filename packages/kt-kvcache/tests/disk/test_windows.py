@@ -103,6 +103,23 @@ def test_a_head_is_completed_while_others_hold_it(restarted):
     assert restarted.stats().reserved_pages == 0
 
 
+def test_prefixes_of_all_lengths_load_at_once(restarted):
+    space = space_of(restarted)
+    chains = [space.chain(TOKENS[: 4 * num_pages]) for num_pages in (10, 2, 7, 5, 9, 10)]
+    leases = [space.acquire(chain) for chain in chains]
+    loads = [lease.load() for lease in leases]
+    for lease, load, chain in zip(leases, loads, chains, strict=True):
+        result = load.result(30)
+        assert result.reason in (None, "memory", "window")
+        assert_right(lease, chain)
+    assert leases[0].num_tokens == 40
+    for lease in leases:
+        lease.release()
+    for chain in chains:
+        assert loaded(space, chain) == chain.num_tokens
+    restarted.check_integrity()
+
+
 def test_without_the_disk_a_shorter_prefix_is_a_smaller_hit(restarted):
     space = space_of(restarted)
     chain = space.chain(TOKENS)
