@@ -7,7 +7,6 @@ them.
 
 import errno
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from threading import Lock
@@ -21,14 +20,13 @@ from kt_kvcache.chain import Chain
 from kt_kvcache.disk.counters import DiskCounters
 from kt_kvcache.disk.format import PageName, Record
 from kt_kvcache.disk.holding import DiskHolding, Extents, PageCounts
+from kt_kvcache.disk.integrity import check_places
 from kt_kvcache.disk.places import Places
 from kt_kvcache.disk.records import Changes, absorb, forget
 from kt_kvcache.disk.segment import Segment
-from kt_kvcache.errors import IntegrityError
 from kt_kvcache.events import EventStream, Tier
 from kt_kvcache.eviction import EvictionPolicy
 from kt_kvcache.index import index_type
-from kt_kvcache.integrity import check_tree
 from kt_kvcache.page import CachedPage, PageState
 from kt_kvcache.page_mover import CHECKSUM, SHORT
 from kt_kvcache.recent import Evicted
@@ -379,23 +377,7 @@ class DiskPages:
     def check_integrity(self) -> None:
         """Raises IntegrityError unless tree, segments and free places fit each other; O(pages)."""
         with self._lock:
-            check_tree(self._index)
-            places = Counter(self._places.unused())
-            for page in self._index.by_hash.values():
-                if page.parent is not None:
-                    places[page.page_id] += 1
-                    segment, slot = self._places.locate(page.page_id)
-                    if segment.pages[slot] is not page:
-                        raise IntegrityError(
-                            "[kvstore.check_integrity] a segment must know the page in each of its "
-                            f"slots; got another one in slot {slot} of segment {segment.name}"
-                        )
-            twice = [place for place, count in places.items() if count > 1]
-            if twice:
-                raise IntegrityError(
-                    "[kvstore.check_integrity] a place must be free or hold one page; got "
-                    f"{len(twice)} that do more, the first {twice[0]:#x}"
-                )
+            check_places(self._index, self._places)
 
     def _expire(self) -> None:
         self._num_expired += self._ages.expire(lambda page: len(self._forget(page)))
