@@ -69,7 +69,7 @@ def test_a_gguf_file_is_read_before_the_commands_are_imported(
         (["chat", "no-such-model", "hi"], "[model] model must be a directory"),
         (
             ["serve", "x", "--kv-cpu-memory-gb", "-1"],
-            "[config] kv_cpu_memory_gb must be positive; got -1",
+            "[config] kv_cpu_memory_gb must be positive and finite; got -1",
         ),
         (
             ["serve", "x", "--kv-page-size", "0"],

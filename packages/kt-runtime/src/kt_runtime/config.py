@@ -140,10 +140,10 @@ class EngineConfig:
             check(ok, f"{name} must be a whole number of at least 1", value)
         for name in ("kv_cpu_memory_gb", "kv_disk_gb"):
             value = getattr(self, name)
-            check(0 < value < float("inf"), f"{name} must be positive", value)
+            check(0 < value < float("inf"), f"{name} must be positive and finite", value)
         for name in ("kv_daily_write_gb", "kv_read_gb_s", "kv_write_gb_s", "kv_max_age_s"):
             value = getattr(self, name)
-            check(0 <= value < float("inf"), f"{name} must be at least 0", value)
+            check(0 <= value < float("inf"), f"{name} must be at least 0 and finite", value)
         share_ok = 0 < self.kv_tenant_share <= 1
         rule = "kv_tenant_share must be greater than 0, at most 1"
         check(share_ok, rule, self.kv_tenant_share)
