@@ -22,11 +22,13 @@ def test_seconds_saved_are_those_of_the_fastest_prompts_so_far() -> None:
     counters = Counters()
     counters.scheduled(started(50))
     assert saved(counters) == 0  # nobody knows yet
-    counters.took(Step(work=StepWork(1, 10)), 1.0, 0.1)  # an answer was in it, too
+    counters.took(Step(work=StepWork(1, 100)), 1.0, 0.1)  # an answer was in it, too
     assert saved(counters) == 0
-    counters.took(Step(work=StepWork(0, 10)), 9.0, 1.0)
+    counters.took(Step(work=StepWork(0, 1)), 1.0, 0.5)  # what a step takes, not a token
+    assert saved(counters) == 0
+    counters.took(Step(work=StepWork(0, 100)), 99.0, 10.0)
     assert saved(counters) == pytest.approx(5.0)
-    counters.took(Step(work=StepWork(0, 10)), 9.0, 2.0)
+    counters.took(Step(work=StepWork(0, 100)), 99.0, 20.0)
     counters.scheduled(started(10))
     assert saved(counters) == pytest.approx(6.0)
     counters.took(Step(work=StepWork(0, 100)), 9.0, 1.0)

@@ -242,8 +242,8 @@ class EngineStats:
         prompt_tokens, cached_tokens, generated_tokens: of all requests admitted so far.
         prefill_seconds_saved: an estimate of how much later first tokens would have come without
             the cached ones: these, times the seconds per token of the fastest step so far that
-            computed only prompts. What long prompts' attention adds is left out, and so is what
-            loading them took.
+            computed at least 64 tokens of prompts and nothing else; 0 before there was one. What
+            long prompts' attention adds is left out, and so is what loading them took.
         preemptions: how often a running request gave its pages to an older one and went back to
             its place in the line.
         prefill_tokens: tokens computed in prefill chunks, recomputed ones included.

@@ -11,6 +11,10 @@ from kt_runtime.core import FinishReason
 from kt_runtime.scheduler import Step
 
 PHASES = ("prefill", "decode")
+# Prompt tokens of a step that says what one costs. In steps of a few, what most of the time goes
+# into (weights are read, threads are woken) would not have been spent again on each cached token:
+# a step of one token takes 15 times as long per token as one of 200 (smolmoe, two CPUs).
+_FEWEST_TOKENS = 64
 
 
 class Counters:
@@ -23,7 +27,7 @@ class Counters:
         self._phase_steps: Counter[str] = Counter()
         self._step_seconds = dict.fromkeys(PHASES, 0.0)
         self._forward_seconds = dict.fromkeys(PHASES, 0.0)
-        self._token_s = math.inf  # of a prompt's token, in the fastest step that had only these
+        self._token_s = math.inf  # of a prompt's token, in the fastest step that says it
         self._saved_s = 0.0
         self._num_unpriced = 0  # cached tokens from before any such step
 
@@ -57,7 +61,7 @@ class Counters:
         self._step_seconds[phase] += seconds
         self._forward_seconds[phase] += forward_seconds
         num_tokens = step.work.num_prefill_tokens
-        if num_tokens and not step.work.num_decodes:
+        if num_tokens >= _FEWEST_TOKENS and not step.work.num_decodes:
             self._token_s = min(self._token_s, forward_seconds / num_tokens)
             self._price()
 
