@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store over simulated files."""
+"""A store over simulated files, and how long machines of random calls run on it."""
+
+from hypothesis import HealthCheck, Phase, settings
 
 from kt_kvcache import Arena, Completion, KVStore, StoreConfig
 from kt_kvcache.disk.tier import DiskTier
@@ -9,6 +11,15 @@ from kt_kvcache.ram_tier import RamTier
 
 from .known_pages import PAGE_TOKENS, SLOT_BYTES, STRIDES
 from .sim_files import SimFiles
+
+RANDOM_CALLS = settings(
+    max_examples=60,
+    derandomize=True,
+    stateful_step_count=30,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 
 def sim_store(

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -18,7 +18,7 @@ from kt_kvcache import OutOfPages
 
 from .known_pages import SLOT_BYTES, assert_right, crowd_out, fill, loaded, space_of
 from .sim_files import SimDisk, SimFiles
-from .sim_store import look, sim_store
+from .sim_store import RANDOM_CALLS, look, sim_store
 
 # A passing run takes seconds; after a failure Hypothesis may shrink it for five minutes.
 pytestmark = pytest.mark.timeout(600)
@@ -216,14 +216,7 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 TestDiskMachine = DiskMachine.TestCase
-TestDiskMachine.settings = settings(
-    max_examples=60,
-    derandomize=True,
-    stateful_step_count=30,
-    deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+TestDiskMachine.settings = RANDOM_CALLS
 
 
 class SelectiveMachine(DiskMachine):
@@ -236,4 +229,4 @@ class BackMachine(DiskMachine):
 
 TestSelectiveMachine, TestBackMachine = SelectiveMachine.TestCase, BackMachine.TestCase
 for case in (TestSelectiveMachine, TestBackMachine):
-    case.settings = settings(TestDiskMachine.settings, max_examples=15)
+    case.settings = settings(RANDOM_CALLS, max_examples=15)

@@ -8,7 +8,6 @@ Memory starts as poison and is small: what a model may read of a lease is compar
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -16,7 +15,7 @@ from kt_kvcache import OutOfPages
 
 from .known_pages import IDENTITY
 from .sim_files import SimDisk, SimFiles
-from .sim_store import sim_store
+from .sim_store import RANDOM_CALLS, sim_store
 from .windowed_pages import GEOMETRY, SLOT_BYTES, assert_right, content, fill, poisoned_arena
 
 pytestmark = pytest.mark.timeout(600)
@@ -171,11 +170,4 @@ class WindowMachine(RuleBasedStateMachine):
 
 
 TestWindowMachine = WindowMachine.TestCase
-TestWindowMachine.settings = settings(
-    max_examples=60,
-    derandomize=True,
-    stateful_step_count=30,
-    deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+TestWindowMachine.settings = RANDOM_CALLS
