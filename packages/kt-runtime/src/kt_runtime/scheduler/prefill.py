@@ -23,10 +23,11 @@ def schedule_prefills(
         max_num_seqs: most sequences running at once.
     """
     running, waiting = admission.running, admission.waiting
+    max_seconds = budget.max_seconds(step.work)
     for sequence in running:
         if sequence.is_decoding or sequence.is_loading:
             continue
-        if not _take_chunk(step, sequence, budget):
+        if not _take_chunk(step, sequence, budget, max_seconds):
             return
     while len(running) < max_num_seqs:
         head = waiting.first
@@ -41,16 +42,16 @@ def schedule_prefills(
             continue
         if not admitted:
             return
-        if not head.is_loading and not _take_chunk(step, head, budget):
+        if not head.is_loading and not _take_chunk(step, head, budget, max_seconds):
             return
 
 
-def _take_chunk(step: Step, sequence: Sequence, budget: StepBudget) -> bool:
+def _take_chunk(step: Step, sequence: Sequence, budget: StepBudget, max_seconds: float) -> bool:
     """Whether the sequence got as much as it may have in one step."""
     wanted = sequence.num_remaining_tokens
     if sequence.request.chunk_size is not None:
         wanted = min(wanted, sequence.request.chunk_size)
-    size = budget.chunk(step.work, sequence.num_computed_tokens, wanted)
+    size = budget.chunk(step.work, sequence.num_computed_tokens, wanted, max_seconds)
     if size > 0:
         step.add_chunk(sequence, size)
     return size == wanted
