@@ -29,63 +29,43 @@ def budget(max_itl_s: float = 0.1, max_batch_tokens: int = 512, page_size: int =
 DECODES = StepWork(4, 0, 4000)  # 18 ms
 
 
-def chunk(steps: StepBudget, work: StepWork, start: int, wanted: int) -> int:
-    """The first of a step with these decodes."""
-    return steps.chunk(work, start, wanted, steps.max_seconds(work))
-
-
 def test_nothing_decodes_so_time_does_not_matter():
-    assert chunk(budget(max_itl_s=0.001), StepWork(), 0, 10_000) == 512
-    assert chunk(budget(max_itl_s=0.001), StepWork(0, 500, 0), 0, 10_000) == 12
+    assert budget(max_itl_s=0.001).chunk(StepWork(), 0, 10_000) == 512
+    assert budget(max_itl_s=0.001).chunk(StepWork(0, 500, 0), 0, 10_000) == 12
 
 
 @pytest.mark.parametrize(("max_itl_s", "size"), [(0.05, 31), (0.2, 167), (10.0, 508)])
 def test_four_times_the_time_is_more_than_four_times_the_chunk(max_itl_s, size):
-    assert chunk(budget(max_itl_s), DECODES, 0, 10_000) == size
+    assert budget(max_itl_s).chunk(DECODES, 0, 10_000) == size
 
 
 def test_later_chunks_are_smaller_because_they_attend_to_more():
-    sizes = [chunk(budget(), DECODES, start, 10_000) for start in (0, 1000, 4000)]
+    sizes = [budget().chunk(DECODES, start, 10_000) for start in (0, 1000, 4000)]
     assert sizes == [78, 40, 16]
 
 
 def test_what_fits_whole_is_taken_whole():
-    assert chunk(budget(), DECODES, 0, 20) == 20
-    assert chunk(budget(), DECODES, 0, 3) == 3
+    assert budget().chunk(DECODES, 0, 20) == 20
+    assert budget().chunk(DECODES, 0, 3) == 3
 
 
 def test_a_page_in_four_steps_even_if_there_is_no_time():
     late = budget(max_itl_s=0.001)
-    assert [chunk(late, DECODES, 0, 100) for _ in range(5)] == [4, 4, 4, 4, 4]
-    assert chunk(budget(max_itl_s=0.001, page_size=1), DECODES, 0, 100) == 1
-    assert chunk(budget(max_itl_s=0.001, page_size=18), DECODES, 0, 100) == 5
-
-
-def test_prompts_may_take_as_long_as_the_decodes_where_that_is_more():
-    halves = StepBudget(
-        Law(), max_batch_tokens=512, max_itl_s=0.03, max_itl_decodes=2.0, page_size=16
-    )
-    assert halves.max_seconds(StepWork(1, 0, 1000)) == 0.03  # 12 ms alone
-    assert halves.max_seconds(DECODES) == pytest.approx(0.036)
-    # 18 ms are left of 36; what the first chunk takes is not there for the second.
-    size = chunk(halves, DECODES, 0, 10_000)
-    assert size == 17
-    assert halves.chunk(DECODES.with_chunk(0, size), 0, 100, 0.036) == 0
-    many = StepWork(30, 0, 30_000)  # 70 ms
-    assert chunk(halves, many, 0, 10_000) == 67
-    assert chunk(budget(max_itl_s=0.03), many, 0, 10_000) == 4  # a limit that was asked for holds
+    assert [late.chunk(DECODES, 0, 100) for _ in range(5)] == [4, 4, 4, 4, 4]
+    assert budget(max_itl_s=0.001, page_size=1).chunk(DECODES, 0, 100) == 1
+    assert budget(max_itl_s=0.001, page_size=18).chunk(DECODES, 0, 100) == 5
 
 
 def test_that_quarter_of_a_page_is_for_all_prompts_of_a_step_together():
     late = budget(max_itl_s=0.001)
-    assert chunk(late, DECODES, 0, 3) == 3
+    assert late.chunk(DECODES, 0, 3) == 3
     after = DECODES.with_chunk(0, 3)
-    assert chunk(late, after, 0, 100) == 1
-    assert chunk(late, after.with_chunk(0, 1), 0, 100) == 0
+    assert late.chunk(after, 0, 100) == 1
+    assert late.chunk(after.with_chunk(0, 1), 0, 100) == 0
 
 
 def test_the_token_limit_holds_for_that_quarter_as_well():
-    assert chunk(budget(max_itl_s=0.001, max_batch_tokens=6), DECODES, 0, 100) == 2
+    assert budget(max_itl_s=0.001, max_batch_tokens=6).chunk(DECODES, 0, 100) == 2
 
 
 @given(
@@ -100,7 +80,7 @@ def test_the_chunk_is_the_largest_that_is_allowed(
     decodes, attended, start, wanted, max_itl_s, max_batch_tokens
 ):
     work = StepWork(decodes, 0, attended)
-    size = chunk(budget(max_itl_s, max_batch_tokens), work, start, wanted)
+    size = budget(max_itl_s, max_batch_tokens).chunk(work, start, wanted)
     most = min(wanted, max_batch_tokens - decodes)
     assert 0 <= size <= most
 

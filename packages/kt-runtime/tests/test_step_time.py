@@ -188,7 +188,7 @@ def test_without_a_probe_no_step_takes_much_longer_than_it_may(slowness, max_itl
     page = slowness * machine(decodes.with_chunk(0, 16))
     position = 0
     for _ in range(40):
-        size = budget.chunk(decodes, position, 4096, max_itl_s)
+        size = budget.chunk(decodes, position, 4096)
         work = decodes.with_chunk(position, size)
         seconds = slowness * machine(work)
         # The first chunks meet experts that nobody paid for yet.

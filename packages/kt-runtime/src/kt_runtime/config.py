@@ -58,8 +58,8 @@ class EngineConfig:
             beside a page of somebody's prompt.
         max_num_seqs: most requests running at once.
         max_itl_ms: most milliseconds, by prediction, of a step in which any request decodes: prompt
-            chunks are made as large as that allows. None: 100, or if that is more, twice what the
-            step's decodes take alone.
+            chunks are made as large as that allows. None: 100, or twice what one decode takes when
+            nothing else runs, if that is more.
         schedule_policy: "fcfs" serves in order of arrival and refuses requests with a priority;
             "priority" serves lower `Request.priority` first, in order of arrival among equals.
         max_waiting: most requests waiting; more are refused.

@@ -248,7 +248,7 @@ class EngineStats:
             its place in the line.
         prefill_tokens: tokens computed in prefill chunks, recomputed ones included.
         prefill_chunks: chunks by size, rounded up to a power of two: {16: 3, 512: 1}.
-        max_itl_s: seconds that a step may take by prediction while one request decodes.
+        max_itl_s: seconds that a step may take by prediction while anything decodes.
         finished: requests ended, by finish_reason.
         backend, kernel_target: "kt" or "torch"; the instruction set in use ("avx2", …; "torch").
         weight_format: as asked for.

@@ -47,9 +47,8 @@ from kt_runtime.scheduler import (
     StepWork,
 )
 
-# A token every tenth of a second is twice as fast as people read. Where the step's decodes take
-# half of that or more, prompts have as much of each step as they: else many streams would leave
-# those who wait for their first token next to nothing.
+# A token every tenth of a second is twice as fast as people read. A machine that is slower than
+# that even on its own still has half of each step for prompts.
 _MAX_ITL_S = 0.1
 _MAX_ITL_DECODES = 2.0
 # After that long without a request the probe goes on: requests that follow each other closely never
@@ -116,17 +115,16 @@ class Engine:
         self._probe = probe
         self._clock = clock
         if config.max_itl_ms is not None:
-            max_itl_s, max_itl_decodes = config.max_itl_ms / 1000, 0.0
+            self._max_itl_s = config.max_itl_ms / 1000
         else:
-            max_itl_s, max_itl_decodes = _MAX_ITL_S, _MAX_ITL_DECODES
+            idle_decode_s = self._times.seconds(StepWork().with_decode(1))
+            self._max_itl_s = max(_MAX_ITL_S, _MAX_ITL_DECODES * idle_decode_s)
         budget = StepBudget(
             self._times,
             max_batch_tokens=config.max_batch_tokens,
-            max_itl_s=max_itl_s,
-            max_itl_decodes=max_itl_decodes,
+            max_itl_s=self._max_itl_s,
             page_size=config.kv_page_size,
         )
-        self._max_itl_s = budget.max_seconds(StepWork().with_decode(1))
         self._scheduler = Scheduler(parts.pool, budget, max_num_seqs=config.max_num_seqs)
         self._inbox = Inbox(
             self._scheduler,

@@ -151,7 +151,7 @@ class _EngineCollector:
                 used,
             ),
             "kt_max_inter_token_latency_seconds": (
-                "What a step may take by prediction while one request decodes",
+                "What a step may take by prediction while anything decodes",
                 stats.max_itl_s,
             ),
         }

@@ -38,42 +38,28 @@ class StepBudget:
         times: predicts a step's duration.
         max_batch_tokens: most rows of a step.
         max_itl_s: most seconds of a step that decodes: what its readers wait for a token.
-        max_itl_decodes: where this many times what the step's decodes take alone is more, that is
-            the most.
         page_size: tokens of a page.
     """
 
     def __init__(
-        self,
-        times: StepTimes,
-        *,
-        max_batch_tokens: int,
-        max_itl_s: float,
-        max_itl_decodes: float = 0.0,
-        page_size: int,
+        self, times: StepTimes, *, max_batch_tokens: int, max_itl_s: float, page_size: int
     ) -> None:
         self._times = times
         self._max_batch_tokens = max_batch_tokens
         self._max_itl_s = max_itl_s
-        self._max_itl_decodes = max_itl_decodes
         self._least = -(-page_size // _STEPS_PER_PAGE)
 
     def has_room(self, work: StepWork) -> bool:
         """Whether the token limit admits another row."""
         return work.num_rows < self._max_batch_tokens
 
-    def max_seconds(self, decodes: StepWork) -> float:
-        """How long a step with these decodes, and prompts beside them, may take."""
-        return max(self._max_itl_s, self._max_itl_decodes * self._times.seconds(decodes))
-
-    def chunk(self, work: StepWork, start: int, wanted: int, max_seconds: float) -> int:
+    def chunk(self, work: StepWork, start: int, wanted: int) -> int:
         """How many of a sequence's next tokens join the step; asked in order of service.
 
         Args:
             work: the step so far.
             start: position of the first of them.
             wanted: how many there are.
-            max_seconds: how long the step may take; see ``max_seconds``.
 
         Returns:
             0 (none in this step), or up to `wanted`.
@@ -82,14 +68,14 @@ class StepBudget:
         if work.num_decodes == 0:
             return most
         least = min(most, max(0, self._least - work.num_prefill_tokens))
-        return max(least, self._in_time(work, start, most, max_seconds))
+        return max(least, self._in_time(work, start, most))
 
-    def _in_time(self, work: StepWork, start: int, most: int, max_seconds: float) -> int:
+    def _in_time(self, work: StepWork, start: int, most: int) -> int:
         """The largest chunk whose step is predicted to end in time; 0 if none is."""
 
         def seconds(size: int) -> float:
             return self._times.seconds(work.with_chunk(start, size))
 
-        if seconds(most) <= max_seconds:  # the usual case asks once
+        if seconds(most) <= self._max_itl_s:  # the usual case asks once
             return most
-        return max(0, bisect_right(range(most), max_seconds, key=seconds) - 1)
+        return max(0, bisect_right(range(most), self._max_itl_s, key=seconds) - 1)

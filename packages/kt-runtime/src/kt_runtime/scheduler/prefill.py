@@ -23,11 +23,10 @@ def schedule_prefills(
         max_num_seqs: most sequences running at once.
     """
     running, waiting = admission.running, admission.waiting
-    max_seconds = budget.max_seconds(step.work)
     for sequence in running:
         if sequence.is_decoding or sequence.is_loading:
             continue
-        if not _take_chunk(step, sequence, budget, max_seconds):
+        if not _take_chunk(step, sequence, budget):
             return
     while len(running) < max_num_seqs:
         head = waiting.first
@@ -42,16 +41,16 @@ def schedule_prefills(
             continue
         if not admitted:
             return
-        if not head.is_loading and not _take_chunk(step, head, budget, max_seconds):
+        if not head.is_loading and not _take_chunk(step, head, budget):
             return
 
 
-def _take_chunk(step: Step, sequence: Sequence, budget: StepBudget, max_seconds: float) -> bool:
+def _take_chunk(step: Step, sequence: Sequence, budget: StepBudget) -> bool:
     """Whether the sequence got as much as it may have in one step."""
     wanted = sequence.num_remaining_tokens
     if sequence.request.chunk_size is not None:
         wanted = min(wanted, sequence.request.chunk_size)
-    size = budget.chunk(step.work, sequence.num_computed_tokens, wanted, max_seconds)
+    size = budget.chunk(step.work, sequence.num_computed_tokens, wanted)
     if size > 0:
         step.add_chunk(sequence, size)
     return size == wanted

@@ -91,8 +91,7 @@ def serve(
         float | None,
         typer.Option(
             help="Most milliseconds between two tokens of an answer while others' prompts are "
-            "computed; prompts then come in smaller chunks (default: 100, or twice what a token of "
-            "all running answers takes alone)."
+            "computed; prompts then come in smaller chunks (default: 100, or twice an idle decode)."
         ),
     ] = None,
     schedule_policy: Annotated[
@@ -193,11 +192,6 @@ def _disk_line(config: EngineConfig) -> str:
     return f"{config.kv_disk_path}, at most {config.kv_disk_gb:g} GB"
 
 
-def _limit_line(config: EngineConfig, stats: EngineStats) -> str:
-    limit = f"{stats.max_itl_s * 1e3:.0f} ms while anything decodes"
-    return limit if config.max_itl_ms is not None else f"{limit}, or twice what that takes alone"
-
-
 def _announce(name: str, loaded: LoadedModel, url: str) -> None:
     """What runs, then the line that scripts wait for: `listening on URL`."""
     engine, stats = loaded.engine, loaded.engine.stats()
@@ -212,7 +206,7 @@ def _announce(name: str, loaded: LoadedModel, url: str) -> None:
         "context length": f"{engine.max_model_len} tokens",
         "KV cache": pages,
         "KV on disk": _disk_line(engine.config),
-        "step limit": _limit_line(engine.config, stats),
+        "step limit": f"{stats.max_itl_s * 1e3:.0f} ms while anything decodes",
         "chat template": template,
     }
     for label, value in rows.items():
