@@ -97,6 +97,12 @@ def test_a_name_stands_for_the_activation(stream, rng):
         ({"kind": "swigluoai", "limit": math.nan}, r"limit above 0; got nan"),
         ({"kind": "swigluoai", "alpha": math.nan}, r"alpha must be finite; got nan"),
         ({"kind": "gelu", "alpha": 1.0}, r"gelu must have no alpha; got 1.0"),
+        # What float32 makes 0 or infinite, and what is no number.
+        ({"kind": "silu_clamped", "limit": 1e-50}, r"limit above 0; got 1e-50"),
+        ({"kind": "swigluoai", "limit": 1e39}, r"limit above 0; got 1e\+39"),
+        ({"kind": "swigluoai", "alpha": 1e39}, r"alpha must be finite; got 1e\+39"),
+        ({"kind": "silu_clamped", "limit": "7a"}, r"limit must be a number; got '7a'"),
+        ({"kind": "swigluoai", "alpha": [1]}, r"alpha must be a number; got \[1\]"),
     ],
 )
 def test_impossible_numbers_are_refused(arguments, message):

@@ -326,6 +326,14 @@ def test_tensors_at_an_odd_address_are_refused(saved):
         Experts.load(path)
 
 
+def test_a_directory_that_is_a_file_is_named(saved):
+    file = saved[0]
+    message = r"\[experts\.save\] directory must be writable.*; got "
+    with pytest.raises(OSError, match=message) as info:
+        Experts.load(file).save(file / "experts")
+    assert info.value.filename == str(file / "experts")
+
+
 def test_files_that_are_not_there_or_not_ours(path, tmp_path):
     with pytest.raises(FileNotFoundError):
         Experts.load(path)

@@ -79,11 +79,19 @@ def test_put_all_is_put_of_each(format, pool, rng):
         (GATE[0], r"weights must be those of 3 experts .*got \(8, 16\)$"),
         (DOWN, r"weight must be .*\(24, 16\).*got float32 \(48, 8\)$"),
         (np.zeros((3, 8, 16), np.uint8), r"scales must be given for int4; got None$"),
+        (DOWN.swapaxes(1, 2), r"gate must be C-contiguous; got \(3, 8, 16\) that is not$"),
+        (torch.from_numpy(DOWN).mT, r"gate must be C-contiguous; got \(3, 8, 16\) that is not$"),
     ],
 )
 def test_put_all_refuses_other_weights(weights, message, pool):
     with pytest.raises(ValueError, match=r"^\[experts\.put_all\] " + message):
         Experts.empty(3, 16, 8).put_all("gate", weights, pool=pool)
+
+
+def test_pack_copies_nothing_in_silence(pool):
+    message = r"^\[experts\.pack\] up_proj must be C-contiguous; got \(3, 8, 16\) that is not$"
+    with pytest.raises(ValueError, match=message):
+        Experts.pack(GATE, DOWN.swapaxes(1, 2), DOWN, format="int4", pool=pool)
 
 
 def test_experts_without_a_gate_take_neither_its_weight_nor_its_bias():

@@ -361,3 +361,6 @@ def test_a_mask_of_the_wrong_length_is_refused(pool, rng):
         moe.set_resident(np.zeros(5, bool))
     with pytest.raises(ValueError, match=r"^\[moe\.set_resident\] mask must be .*; got "):
         moe.set_resident(np.zeros(4, np.int64))
+    for dtype in (torch.bool, torch.uint8):
+        with pytest.raises(ValueError, match=r"^\[moe\.set_resident\] mask must be .*; got "):
+            moe.set_resident(torch.zeros(4, dtype=dtype, device="meta"))

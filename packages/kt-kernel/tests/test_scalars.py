@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kt_kernel import Experts, MoE, Router, ThreadPool
-from kt_kernel.scalars import int32
+from kt_kernel.scalars import float32, int32
 
 from .cases import MoeCase
 from .moe_layer import MoeLayer
@@ -26,6 +26,15 @@ def test_what_is_no_integer_is_refused(value):
 def test_what_the_core_cannot_hold_is_refused(value):
     with pytest.raises(ValueError, match=rf"\[op\] size must lie below 2\^31; got {value}"):
         int32("op", "size", value)
+
+
+def test_floats_are_what_the_core_will_have():
+    assert float32("op", "x", 0.1) == np.float32(0.1)
+    assert float32("op", "x", 1e-50) == 0
+    assert float32("op", "x", np.float64(-1e39)) == -np.inf
+    for value in ("a", None, [1], 10**400):
+        with pytest.raises(ValueError, match=r"^\[op\] x must be a number; got "):
+            float32("op", "x", value)
 
 
 def test_every_size_that_python_takes_is_checked(pool, rng):

@@ -82,6 +82,18 @@ def test_an_error_inside_still_restores(pool):
     assert (out == 2).all()
 
 
+def test_a_second_kernel_at_the_same_time_is_refused(pool):
+    x, out = np.ones((1, 8), F32), np.empty((1, 8), F32)
+    with negated("add"):
+        with (
+            pytest.raises(ValueError, match="one kernel at a time; got rms_norm"),
+            negated("rms_norm"),
+        ):
+            pass
+        Stream(pool).add(x, x, out)
+        assert (out == -2).all()  # the first one holds
+
+
 def test_unknown_kernels_are_refused():
     with pytest.raises(ValueError, match=r"gemm_int4.*; got gemm_int5$"), negated("gemm_int5"):
         pass

@@ -111,6 +111,11 @@ def test_cores_pin_and_set_the_size_whatever_the_environment_says(monkeypatch):
     assert (add_once(pool) == 2).all()
 
 
+def test_cores_may_be_an_array():
+    core = min(os.sched_getaffinity(0))  # 0 as a rule, and an array of one 0 is false
+    assert ThreadPool(cores=np.array([core])).num_threads == 1
+
+
 @pytest.fixture
 def machine(tmp_path):
     """Makes the root of a machine with these cores, each the hyper-threads given."""

@@ -4,6 +4,8 @@
 import math
 from dataclasses import dataclass
 
+from kt_kernel.scalars import float32
+
 __all__ = ("Activation",)
 
 _LIMITED = ("silu_clamped", "silu_post_clamped", "swigluoai")
@@ -29,8 +31,8 @@ class Activation:
 
     Args:
         kind: one of the names above.
-        limit: L > 0, finite. Needed by the two clamped silus; 7.0 for "swigluoai" if None; the
-            others have none.
+        limit: L > 0, finite, also as float32. Needed by the two clamped silus; 7.0 for "swigluoai"
+            if None; the others have none.
         alpha: of "swigluoai", finite; 1.702 if None. The others have none.
 
     Raises:
@@ -54,13 +56,13 @@ class Activation:
         elif self.alpha is not None:
             raise ValueError(f"[activation] {self.kind} must have no alpha; got {self.alpha!r}")
         if self.kind in _LIMITED:
-            if self.limit is None or not 0 < self.limit < math.inf:
+            if self.limit is None or not 0 < float32("activation", "limit", self.limit) < math.inf:
                 raise ValueError(
                     f"[activation] {self.kind} must have a finite limit above 0; got {self.limit!r}"
                 )
         elif self.limit is not None:
             raise ValueError(f"[activation] {self.kind} must have no limit; got {self.limit!r}")
-        if self.alpha is not None and not math.isfinite(self.alpha):
+        if self.alpha is not None and not math.isfinite(float32("activation", "alpha", self.alpha)):
             raise ValueError(f"[activation] alpha must be finite; got {self.alpha!r}")
 
     @property

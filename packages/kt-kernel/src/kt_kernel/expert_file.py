@@ -21,6 +21,7 @@ import secrets
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 from reprlib import repr as shortened
@@ -156,7 +157,8 @@ def _write(path: Path, parts: Sequence[Any]) -> None:
         rule = f"[experts.save] directory must be writable and have room for {size} bytes"
         raise OSError(error.errno, f"{rule}; got {error.strerror}", str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that brought us here says more
+            temporary.unlink()
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)  # the rename itself

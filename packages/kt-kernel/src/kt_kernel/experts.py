@@ -4,6 +4,8 @@
 import os
 from typing import Any, Literal
 
+import numpy as np
+
 from kt_kernel import _core, expert_file
 from kt_kernel.arrays import typed
 from kt_kernel.scalars import int32
@@ -116,7 +118,8 @@ class Experts:
         )
 
         for projection, (array, name) in (("gate", gate), ("up", up), ("down", down)):
-            experts._core.put_all(projection, _rows(array), name, pool._core)
+            rows = _rows("experts.pack", f"{projection}_proj", array)
+            experts._core.put_all(projection, rows, name, pool._core)
         return experts
 
     @classmethod
@@ -230,7 +233,8 @@ class Experts:
                 f"[experts.put_all] weights must be those of {self.num_experts} experts on three "
                 f"axes; got {shape}"
             )
-        self._core.put_all(projection, _rows(source.weight), source.dtype, pool._core)
+        rows = _rows("experts.put_all", projection, source.weight)
+        self._core.put_all(projection, rows, source.dtype, pool._core)
 
     def put_bias(self, projection: Projection, bias: object) -> None:
         """Set the biases that are added to a projection's outputs. Not while a MoE uses them.
@@ -275,8 +279,16 @@ class Experts:
         return self._core.intermediate_size
 
 
-def _rows(array: Any) -> Any:
-    """The rows of all experts, one after another."""
+def _rows(op: str, name: str, array: Any) -> Any:
+    """The rows of all experts, one after another; never a copy."""
+    if isinstance(array, np.ndarray):
+        is_contiguous = array.flags.c_contiguous
+    else:
+        is_contiguous = array.is_contiguous()
+    if not is_contiguous:
+        raise ValueError(
+            f"[{op}] {name} must be C-contiguous; got {tuple(array.shape)} that is not"
+        )
     return array.reshape(-1, array.shape[-1])
 
 

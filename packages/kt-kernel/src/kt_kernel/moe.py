@@ -138,7 +138,13 @@ class MoE:
         """
         array: Any = mask
         if str(getattr(array, "dtype", "")) in ("bool", "torch.bool"):
-            array = np.from_dlpack(array).view(np.uint8)
+            try:
+                array = np.from_dlpack(array).view(np.uint8)
+            except (BufferError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    "[moe.set_resident] mask must be (num_experts,) bool or uint8 on the CPU; "
+                    f"got {type(mask).__name__}: {error}"
+                ) from error
         self._core.set_resident(array)
 
     @property

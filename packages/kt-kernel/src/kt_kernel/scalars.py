@@ -1,9 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks numbers on their way to the core, whose sizes and indices are int32. Not for arrays."""
+"""Checks numbers on their way to the core, whose sizes and indices are int32 and whose other
+numbers are float32. Not for arrays.
+"""
 
 import operator
 
-__all__ = ("int32",)
+import numpy as np
+
+__all__ = ("float32", "int32")
+
+
+def float32(op: str, name: str, value: object) -> float:
+    """Return `value` as the core will have it: rounded to float32, where it may be 0 or infinite.
+
+    Args:
+        op: op name for the error, e.g. "activation".
+        name: argument name for the error.
+        value: a real number.
+
+    Raises:
+        ValueError: not a number.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            return float(np.float32(float(value)))  # type: ignore[arg-type]  # the question asked
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"[{op}] {name} must be a number; got {value!r}") from None
 
 
 def int32(op: str, name: str, value: object) -> int:

@@ -3,10 +3,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from kt_kernel import _core
 
 __all__ = ("negated",)
+
+_one_kernel = Lock()  # the core has room for one
 
 
 @contextmanager
@@ -19,10 +22,13 @@ def negated(kernel: str) -> Iterator[None]:
         kernel: one of `kt_kernel.isa.kernels()`.
 
     Raises:
-        ValueError: unknown kernel.
+        ValueError: unknown kernel, or another one is negated.
     """
-    _core.negate_kernel(kernel)
+    if not _one_kernel.acquire(blocking=False):
+        raise ValueError(f"[testing.negated] one kernel at a time; got {kernel} beside another")
     try:
+        _core.negate_kernel(kernel)
         yield
     finally:
         _core.negate_kernel("")
+        _one_kernel.release()

@@ -51,13 +51,15 @@ class ThreadPool:
     """
 
     def __init__(self, num_threads: int | None = None, cores: Sequence[int] | None = None) -> None:
+        # Not by truth: an array of the one core 0 is false.
+        cores = () if cores is None else tuple(cores)
         if num_threads is None:
             num_threads = len(cores) if cores else _threads_from_environment()
         elif int32("thread_pool", "num_threads", num_threads) < 1:
             raise ValueError(f"[thread_pool] num_threads must be at least 1; got {num_threads}")
         self._core = _core.ThreadPool(
             int32("thread_pool", "num_threads", num_threads),
-            [int32("thread_pool", "cores", core) for core in cores or ()],
+            [int32("thread_pool", "cores", core) for core in cores],
         )
 
     @property
