@@ -4,6 +4,7 @@ import hmac
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +82,12 @@ def test_no_field_can_pass_for_another():
         assert a != b
 
 
+def test_integers_of_numpy_are_integers():
+    group = Group("kv", np.int32(2), np.int64(256))
+    geometry = Geometry(np.uint16(64), (group,), shard=(np.int8(0), np.int8(1)))
+    assert canon(geometry) == canon(Geometry(64, (Group("kv", 2, 256),)))
+
+
 def test_a_window_makes_another_namespace():
     groups = [Group("kv", 2, 256), WindowGroup("kv", 2, 256, 1), WindowGroup("kv", 2, 256, 2)]
     keys = {ns_key(IDENTITY, Geometry(64, (group,)), None) for group in groups}
@@ -110,6 +117,13 @@ def test_no_tenant_gives_the_same_key_in_every_store():
         (lambda: Group("kv", 1, 0), r"bytes_per_page must be an integer >= 1; got 0"),
         (lambda: canon(1.5), r"value must be None, int, .* got float"),
         (lambda: canon(True), r"got bool"),
+        (lambda: canon("\ud800"), r"a str must be Unicode; got '\\ud800'"),
+        (lambda: Identity(123, "x"), r"weights must be a str or a bytes; got int"),
+        (lambda: Identity("w", None), r"kv_format must be a str; got None"),
+        (lambda: Identity("w", "x", adapter=1), r"adapter must be a str or a bytes; got int"),
+        (lambda: Identity("w", "x", codec=b"c"), r"codec must be a str; got bytes"),
+        (lambda: Group(1, 1, 1), r"name must be a str; got int"),
+        (lambda: Geometry(64, GEOMETRY.groups, layout=None), r"layout must be a str; got None"),
         (lambda: canon(2**63), r"an int must have at most 64 bits; got 9223372036854775808"),
     ],
 )

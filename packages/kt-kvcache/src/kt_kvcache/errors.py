@@ -67,11 +67,12 @@ def require_seconds(op: str, name: str, value: Any) -> float:
     raise ValueError(f"[kvstore.{op}] {name} must be seconds >= 0; got {value!r}")
 
 
-def require_type(op: str, name: str, value: Any, kind: type) -> None:
-    """Raises ValueError unless `value` is a `kind`."""
-    if not isinstance(value, kind):
+def require_type(op: str, name: str, value: Any, *kinds: type) -> None:
+    """Raises ValueError unless `value` is one of the `kinds`."""
+    if not isinstance(value, kinds):
         got = "None" if value is None else type(value).__name__
-        raise ValueError(f"[kvstore.{op}] {name} must be {_article(kind)}; got {got}")
+        rule = " or ".join(map(_article, kinds))
+        raise ValueError(f"[kvstore.{op}] {name} must be {rule}; got {got}")
 
 
 def _article(kind: type) -> str:

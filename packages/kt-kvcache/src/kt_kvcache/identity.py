@@ -21,6 +21,8 @@ import struct
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from kt_kvcache.errors import require_int, require_type
 
 _NAMESPACE_DOMAIN = b"kt-kvcache/ns/2"
@@ -51,6 +53,14 @@ class Identity:
     attention: str | None = None
 
     def __post_init__(self) -> None:
+        require_type("identity", "weights", self.weights, str, bytes)
+        require_type("identity", "kv_format", self.kv_format, str)
+        for name in ("tokenizer", "adapter", "positions"):
+            if (value := getattr(self, name)) is not None:
+                require_type("identity", name, value, str, bytes)
+        for name in ("codec", "attention"):
+            if (value := getattr(self, name)) is not None:
+                require_type("identity", name, value, str)
         if not self.weights:
             raise ValueError(
                 f"[kvstore.identity] weights must be a digest, not empty; got {self.weights!r}"
@@ -75,6 +85,7 @@ class Group:
     bytes_per_page: int
 
     def __post_init__(self) -> None:
+        require_type("group", "name", self.name, str)
         require_int("group", "num_layers", self.num_layers, 1)
         require_int("group", "bytes_per_page", self.bytes_per_page, 1)
 
@@ -121,6 +132,7 @@ class Geometry:
             raise ValueError("[kvstore.geometry] groups must name at least one group; got none")
         for group in self.groups:
             require_type("geometry", "each group", group, Group)
+        require_type("geometry", "layout", self.layout, str)
         kinds = [isinstance(group, WindowGroup) for group in self.groups]
         if kinds != sorted(kinds):
             raise ValueError(
@@ -140,12 +152,15 @@ def canon(value: Any) -> bytes:
     """Returns the canonical encoding of None, int, str, bytes, tuple or a dataclass of these."""
     if value is None:
         return b"N"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         if not -(2**63) <= value < 2**63:
             raise ValueError(f"[kvstore.canon] an int must have at most 64 bits; got {value}")
         return b"I" + struct.pack("<q", value)
     if isinstance(value, str):
-        raw = value.encode()
+        try:
+            raw = value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+            raise ValueError(f"[kvstore.canon] a str must be Unicode; got {value!r}") from None
         return b"S" + struct.pack("<I", len(raw)) + raw
     if isinstance(value, bytes):
         return b"B" + struct.pack("<I", len(value)) + value

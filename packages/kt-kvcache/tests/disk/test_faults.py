@@ -252,6 +252,27 @@ def test_a_bug_in_the_thread_that_writes_hangs_nobody(store):
     assert loaded(space, space.chain(A)) == 40  # reading goes on
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("where", ["flush", "landing", "drop"])
+def test_a_bug_in_what_somebody_waits_for_hangs_nobody(store, where):
+    space, worker = space_of(store), store._disk._worker
+
+    def bug(*_):
+        raise RuntimeError("a bug")
+
+    if where == "flush":
+        worker.policy.rest = bug
+    elif where == "landing":  # while the flush waits for what is in flight
+        worker._sync = bug
+    else:
+        worker._room.drop = bug
+    fill(space, A)
+    if where != "drop":
+        assert store.flush().result(30) is False
+    with pytest.raises(OSError, match="has ended"):
+        space.drop(space.chain(A[:4]))
+
+
 # Files that somebody else changed
 
 

@@ -243,9 +243,10 @@ class Flights:
         self.inflight_bytes -= flight.num_bytes
         self.write_times.add(time.monotonic() - flight.since)
         self._ram.release(flight.held)
+        while flight.then:
+            flight.then[0].run()
+            flight.then.pop(0)  # after it has run: one that raises is still `waiting`
         self._flights.popleft()
-        for call in flight.then:
-            call.run()
 
     def _names(self, missing: list[CachedPage]) -> list[PageName]:
         """Says what the pages are called, up to the first whose extras do not fit a record."""

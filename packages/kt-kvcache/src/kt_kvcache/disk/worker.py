@@ -185,10 +185,10 @@ class Worker:
         """Has the thread run a call that settles `result`, which is `closed` if it never will."""
 
         def cannot() -> None:
-            if isinstance(closed, OSError):
-                result.set_exception(closed)
-            else:
+            if not isinstance(closed, OSError):
                 result.settle(closed)
+            elif not result.done():
+                result.set_exception(closed)
 
         with self._changed:
             if not self._closing:
@@ -204,7 +204,11 @@ class Worker:
         try:
             while (item := self._next()) is not None:
                 if isinstance(item, Call):
-                    item.run()
+                    try:
+                        item.run()
+                    except BaseException:  # a bug, which ends the thread
+                        item.cannot()
+                        raise
                     self._tick()
                     continue
                 for offer in item:
