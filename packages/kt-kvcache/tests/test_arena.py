@@ -26,6 +26,23 @@ def test_a_view_addresses_the_callers_bytes_without_a_copy():
     assert values.tolist() == [[257] * 2, [0] * 2, [0] * 2]
 
 
+@pytest.mark.parametrize(
+    ("layer", "i", "message"),
+    [
+        (0, -1, r"i must be an integer in \[0, 1\]; got -1"),
+        (0, 2, r"i must be an integer in \[0, 1\]; got 2"),
+        (2, 0, r"layer must be an integer in \[0, 1\]; got 2"),
+        (-1, 0, r"layer must be an integer in \[0, 1\]; got -1"),
+        (None, 0, r"layer must be .*; got None"),
+        (0, True, r"i must be .*; got True"),
+    ],
+)
+def test_no_page_is_counted_from_the_end(layer, i, message):
+    view = Arena.allocate(4, [8, 8]).view((3, 1), writable=False)
+    with pytest.raises(ValueError, match=rf"^\[kvstore\.page\] {message}$"):
+        view.page(layer, i)
+
+
 def test_a_read_only_view_refuses_writes_and_sees_later_ones():
     arena = Arena.allocate(num_pages=2, strides=[4])
     reader = arena.view((1,), writable=False)

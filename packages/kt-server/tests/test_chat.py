@@ -245,6 +245,11 @@ async def test_server_s_template_variables_cannot_be_replaced(client: TestClient
     assert error["param"] == "chat_template_kwargs"
 
 
+async def test_a_template_variable_may_have_any_other_name(client: TestClient) -> None:
+    body = chat_body(chat_template_kwargs={"self": 1, "loop": 2, "context": None})
+    assert (await client.post(URL, json=body)).status == 200
+
+
 async def test_base_models_do_not_chat(connect: Connect) -> None:
     client = await connect(template=None)
     error = await error_of(await client.post(URL, json=chat_body()), 400)

@@ -11,6 +11,7 @@ import pytest
 
 from kt_runtime.core import SamplingParams
 from kt_server.cli import chat as chat_module
+from kt_server.cli import run as run_module
 from kt_server.cli.chat import Conversation
 from kt_server.cli.loading import LoadedModel
 from kt_server.sampling import SamplingDefaults
@@ -88,6 +89,20 @@ def test_piped_bytes_that_are_no_text_are_marked(
     pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8", errors="surrogateescape")
     monkeypatch.setattr("sys.stdin", pipe)
     chat_module.chat("x")
+    assert prompts(loaded) == ["<|user|>caf\N{REPLACEMENT CHARACTER}<|assistant|>"]
+
+
+def test_so_are_those_of_the_system_message(
+    loaded: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal())
+    chat_module.chat("x", "hi", system="caf\udce9")
+    assert prompts(loaded) == ["<|system|>caf\N{REPLACEMENT CHARACTER}<|user|>hi<|assistant|>"]
+
+
+def test_and_of_the_prompt_of_kt_run(loaded: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "load_model", chat_module.load_model)
+    run_module.run("x", "caf\udce9")
     assert prompts(loaded) == ["<|user|>caf\N{REPLACEMENT CHARACTER}<|assistant|>"]
 
 

@@ -49,7 +49,13 @@ class PageView:
         return self.page_bytes * len(self.page_ids)
 
     def page(self, layer: int, i: int) -> Bytes:
-        """Returns the bytes of the i-th page in `layer`, (stride of the layer,) uint8, no copy."""
+        """Returns the bytes of the i-th page in `layer`, (stride of the layer,) uint8, no copy.
+
+        Raises:
+            ValueError: a layer or page that the view does not have; none is counted from the end.
+        """
+        layer = require_int("page", "layer", layer, 0, len(self.layer_buffers) - 1)
+        i = require_int("page", "i", i, 0, len(self.page_ids) - 1)
         row: Bytes = self.layer_buffers[layer][self.page_ids[i]]
         return row
 

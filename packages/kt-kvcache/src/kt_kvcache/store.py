@@ -68,6 +68,8 @@ class KVStore:
             OSError: the root cannot be read, or io="uring" is refused by the system.
         """
         require_type("open", "config", config, StoreConfig)
+        if root is not None:
+            require_type("open", "root", root, str, PathLike)
         if arena is not None:
             require_type("open", "arena", arena, Arena)
         if arena is not None and arena.num_pages != config.num_pages:

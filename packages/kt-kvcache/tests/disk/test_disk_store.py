@@ -4,6 +4,7 @@
 import asyncio
 import gc
 import os
+import shutil
 import threading
 import time
 import warnings
@@ -93,6 +94,19 @@ def test_extras_too_long_for_a_record_stay_in_memory(open_store):
     assert not store.flush().result(30)
     counters = store.stats().disk.counters
     assert (counters.written_pages, counters.oversized_pages) == (1, 1)
+
+
+def test_a_flush_promises_nothing_of_a_root_that_was_deleted(open_store, root):
+    store = open_store()
+    space = space_of(store)
+    fill(space, TOKENS)
+    assert store.flush().result(30)
+    shutil.rmtree(root)
+    fill(space, TOKENS[::-1])
+    assert store.flush().result(30) is False
+    assert store.stats().disk.counters.io_errors > 0
+    loaded(space, space.chain(TOKENS))  # which checks what is still found
+    store.check_integrity()
 
 
 def test_a_page_is_written_once(open_store):

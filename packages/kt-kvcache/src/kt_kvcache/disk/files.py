@@ -55,7 +55,8 @@ class Files(Protocol):
         """Takes the space of `size` bytes, zeros, so that later writes cannot lack it."""
 
     def sync(self, fd: int) -> None:
-        """Returns once what was written to the file survives a power cut."""
+        """Returns once what was written to the file survives a power cut; OSError if that cannot
+        be, because somebody deleted the file."""
 
     def sync_names(self) -> None:
         """Returns once what was created, renamed and unlinked survives a power cut."""
@@ -178,6 +179,8 @@ class OsFiles:
     def sync(self, fd: int) -> None:
         """See ``Files``."""
         os.fdatasync(fd)
+        if os.fstat(fd).st_nlink == 0:
+            raise OSError(errno.ENOENT, "the file was deleted")
 
     def sync_names(self) -> None:
         """See ``Files``."""

@@ -92,6 +92,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,  # a template may have a variable `self`
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         **kwargs: Any,

@@ -103,7 +103,7 @@ def chat(
 ) -> None:
     """Chat with MODEL in the terminal, or answer one QUESTION."""
     piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
-    question = _as_utf8("\n\n".join(part for part in (question, piped) if part))
+    question = as_utf8("\n\n".join(part for part in (question, piped) if part))
     interactive = not question and sys.stdin is not None and sys.stdin.isatty()
     if not question and not interactive:
         raise ValueError(
@@ -126,7 +126,11 @@ def chat(
             max_tokens=max_tokens, temperature=temperature, seed=seed
         )
         conversation = Conversation(
-            loaded.engine, loaded.tokenizer, loaded.chat_template, sampling, system
+            loaded.engine,
+            loaded.tokenizer,
+            loaded.chat_template,
+            sampling,
+            None if system is None else as_utf8(system),
         )
         with asyncio.Runner() as runner:
             if interactive:
@@ -135,7 +139,7 @@ def chat(
                 runner.run(print_answer(conversation, question))
 
 
-def _as_utf8(text: str) -> str:
+def as_utf8(text: str) -> str:
     """Bytes of a pipe or an argument that are no UTF-8, which Python hides in surrogates, become
     U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

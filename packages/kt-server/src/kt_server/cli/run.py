@@ -10,7 +10,7 @@ import typer
 
 from kt_runtime.config import EngineConfig
 from kt_runtime.core import Request, SamplingParams
-from kt_server.cli.chat import Conversation, print_answer
+from kt_server.cli.chat import Conversation, as_utf8, print_answer
 from kt_server.cli.loading import (
     KVMemoryOption,
     LoadedModel,
@@ -48,6 +48,7 @@ def run(
     )
     import asyncio
 
+    prompt = as_utf8(prompt)
     loaded = load_model(model, config)
     with loaded.engine:
         sampling = loaded.sampling_defaults.params(
