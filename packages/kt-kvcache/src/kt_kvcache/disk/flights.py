@@ -243,10 +243,16 @@ class Flights:
         self.inflight_bytes -= flight.num_bytes
         self.write_times.add(time.monotonic() - flight.since)
         self._ram.release(flight.held)
-        while flight.then:
-            flight.then[0].run()
-            flight.then.pop(0)  # after it has run: one that raises is still `waiting`
         self._flights.popleft()
+        calls = deque(flight.then)
+        try:
+            while calls:
+                calls[0].run()
+                calls.popleft()
+        except BaseException:  # a bug, which ends the thread
+            for call in calls:
+                call.cannot()
+            raise
 
     def _names(self, missing: list[CachedPage]) -> list[PageName]:
         """Says what the pages are called, up to the first whose extras do not fit a record."""
