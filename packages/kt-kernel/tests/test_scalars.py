@@ -32,7 +32,7 @@ def test_floats_are_what_the_core_will_have():
     assert float32("op", "x", 0.1) == np.float32(0.1)
     assert float32("op", "x", 1e-50) == 0
     assert float32("op", "x", np.float64(-1e39)) == -np.inf
-    for value in ("a", None, [1], 10**400):
+    for value in ("a", "7", b"7", None, [1], 10**400):
         with pytest.raises(ValueError, match=r"^\[op\] x must be a number; got "):
             float32("op", "x", value)
 

@@ -22,6 +22,8 @@ def float32(op: str, name: str, value: object) -> float:
         ValueError: not a number.
     """
     try:
+        if isinstance(value, (str, bytes, bytearray)):  # which float() would read
+            raise TypeError
         with np.errstate(over="ignore"):
             return float(np.float32(float(value)))  # type: ignore[arg-type]  # the question asked
     except (TypeError, ValueError, OverflowError):
