@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pool: its size, its counts, and how it lives with errors, forks, other pools and the GIL."""
 
+import ctypes
 import gc
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -232,6 +234,35 @@ def test_idle_threads_sleep():
     before, started = time.process_time(), time.perf_counter()
     time.sleep(1)
     assert time.process_time() - before < 0.01 * (time.perf_counter() - started)
+
+
+def test_who_waits_computes_a_part():
+    """Waking a thread and going to sleep costs more than many an op."""
+    pool = ThreadPool(1)
+    add_once(pool)
+    own, all_threads = time.thread_time(), time.process_time()
+    for _ in range(200):
+        add_once(pool)
+    assert time.thread_time() - own > 0.9 * (time.process_time() - all_threads)
+
+
+@pytest.fixture
+def rounding_upward():
+    """The calling thread's arithmetic rounds upward (FE_UPWARD of x86)."""
+    libm = ctypes.CDLL("libm.so.6")
+    assert libm.fesetround(0x800) == 0
+    yield
+    libm.fesetround(0)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="fesetround's numbers are x86's")
+def test_results_do_not_depend_on_the_callers_arithmetic(rounding_upward):
+    one, little = np.ones((64, 1000), np.float32), np.full((64, 1000), 2.0**-30, np.float32)
+    assert (one + little > 1).all()  # numpy's do
+    for threads in (1, 2):
+        out = np.empty_like(one)
+        Stream(ThreadPool(threads)).add(one, little, out)
+        assert (out == 1).all()
 
 
 def test_more_threads_than_cores():

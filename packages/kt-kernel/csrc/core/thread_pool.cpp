@@ -4,10 +4,12 @@
 #include "kt/thread_pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -37,7 +39,25 @@ constexpr microseconds kMaxAwake{64};
 constexpr microseconds kMinAwake{1};
 constexpr int kMaxThreads = 4096;  // a typing error, not a machine
 
+constexpr int kNobody = -1;  // no worker's id
+
 thread_local const void* t_pool = nullptr;  // the pool whose job runs on this thread
+
+// Rounding to nearest, with subnormal numbers, for the life of this object: results must not depend
+// on what a thread has set for itself (torch.set_flush_denormal, a library built with -ffast-math).
+class PlainArithmetic {
+ public:
+  PlainArithmetic() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~PlainArithmetic() { std::fesetenv(&saved_); }
+  PlainArithmetic(const PlainArithmetic&) = delete;
+  PlainArithmetic& operator=(const PlainArithmetic&) = delete;
+
+ private:
+  std::fenv_t saved_;
+};
 
 }  // namespace
 
@@ -45,13 +65,19 @@ struct ThreadPool::State {
   struct Running {
     uint64_t ticket = 0;  // 0: none runs
     Job job;
+    int absent = kNobody;      // the worker whose part the thread that waits for the job computes
     std::exception_ptr error;  // guarded by mutex
     int unfinished = 0;        // guarded by mutex
   };
 
+  struct alignas(64) Bell {
+    std::atomic<uint32_t> rung{0};  // for every job to take part in, and the stop
+  };
+
   const pid_t owner = getpid();
   int num_threads = 1;
-  bool spare_core = false;  // one more than the workers need: for the submitting thread
+  bool own_cores = false;   // one for each worker
+  bool spare_core = false;  // and one more, for the submitting thread
   std::vector<Home> homes;
   std::vector<std::thread> threads;
   Worker::Sync sync;  // of the running job
@@ -66,19 +92,46 @@ struct ThreadPool::State {
   std::shared_ptr<const AlignedBuffer> scratch;
 
   std::atomic<uint64_t> completed{0};
-  std::atomic<uint32_t> published{0};  // counts jobs given to the workers, and the stop
+  std::vector<Bell> bells;  // by worker
   std::atomic<bool> stopping{false};
 
-  void publish() {  // with the mutex held
+  uint64_t enqueue(Job job) {  // with the mutex held
+    queue.emplace_back(++submitted, std::move(job));
+    return submitted;
+  }
+
+  void publish(int absent = kNobody) {  // with the mutex held
     if (running.ticket != 0 || queue.empty()) return;
-    running = {queue.front().first, std::move(queue.front().second), nullptr, num_threads};
+    running = {queue.front().first, std::move(queue.front().second), absent, nullptr, num_threads};
     queue.pop_front();
     sync.begin_job();
-    published.fetch_add(1, std::memory_order_release);
-    published.notify_all();
+    ring(absent);
+  }
+
+  // Wakes all workers but one. Each has its own bell: waking the absent one would push the thread
+  // that computes in its place off their CPU.
+  void ring(int absent) {
+    for (int id = 0; id < num_threads; ++id) {
+      if (id == absent) continue;
+      bells[id].rung.fetch_add(1, std::memory_order_release);
+      bells[id].rung.notify_one();
+    }
+  }
+
+  // The worker that may use the CPU this thread is on, and that nobody else would: the others have
+  // theirs. Nobody if the pool was told to keep off it.
+  int worker_here() const {
+    const int cpu = sched_getcpu();
+    for (int id = 0; id < num_threads; ++id) {
+      const std::vector<int>& cpus = homes[id].cpus;
+      if (cpus.empty() || std::binary_search(cpus.begin(), cpus.end(), cpu)) return id;
+    }
+    return kNobody;
   }
 
   void run_part(int id) {
+    const PlainArithmetic plain;
+    const void* const outer = std::exchange(t_pool, this);
     Worker worker(sync, id, num_threads, homes[id].node);
     std::exception_ptr error;
     try {
@@ -88,6 +141,7 @@ struct ThreadPool::State {
       error = std::current_exception();
       sync.fail();
     }
+    t_pool = outer;
     std::unique_lock lock(mutex);
     if (error && !running.error) running.error = error;
     error = nullptr;
@@ -103,12 +157,14 @@ struct ThreadPool::State {
   }
 
   void work(int id) {
-    t_pool = this;
     microseconds awake = kMinAwake;
+    bool room = spare_core;
     for (uint32_t seen = 0;; ++seen) {
-      const bool in_time = await_change(published, seen, spare_core ? awake : microseconds{0});
+      const bool in_time = await_change(bells[id].rung, seen, room ? awake : microseconds{0});
       awake = in_time ? std::min(awake * 2, kMaxAwake) : std::max(awake / 2, kMinAwake);
-      if (stopping.load(std::memory_order_relaxed)) return;  // told before it was published
+      if (stopping.load(std::memory_order_relaxed)) return;  // told before the bell rang
+      // Whoever computes an absent worker's part goes on in its place.
+      room = spare_core || (own_cores && running.absent != kNobody);
       run_part(id);
     }
   }
@@ -118,8 +174,7 @@ struct ThreadPool::State {
       std::unique_lock lock(mutex);
       finished.wait(lock, [this] { return completed.load() == submitted; });
       stopping.store(true, std::memory_order_relaxed);
-      published.fetch_add(1, std::memory_order_release);
-      published.notify_all();
+      ring(kNobody);
     }
     for (std::thread& thread : threads) thread.join();
   }
@@ -170,8 +225,10 @@ ThreadPool::ThreadPool(int num_threads, const std::vector<int>& cores, const Top
   state.num_threads = num_threads;
   state.place(place_workers(num_threads, cores, topology));
   // Who waits awake spends the quota that others need.
+  state.own_cores = topology.quota >= num_threads;
   state.spare_core = topology.quota >= num_threads + 1;
-  if (topology.quota >= num_threads) state.sync.awake = kBarrierAwake;
+  if (state.own_cores) state.sync.awake = kBarrierAwake;
+  state.bells = std::vector<State::Bell>(num_threads);
   try {
     for (int id = 0; id < num_threads; ++id) state.start(id);
   } catch (...) {
@@ -200,9 +257,29 @@ void ThreadPool::require_owner(const char* op) const {
 uint64_t ThreadPool::submit(Job job) {
   require_owner("thread_pool.submit");
   const std::lock_guard lock(state_->mutex);
-  state_->queue.emplace_back(++state_->submitted, std::move(job));
+  const uint64_t ticket = state_->enqueue(std::move(job));
   state_->publish();
-  return state_->submitted;
+  return ticket;
+}
+
+void ThreadPool::run(Job job) {
+  const char* op = "thread_pool.run";
+  State& state = *state_;
+  require_owner(op);
+  KT_CHECK(op, t_pool != &state, "a job must not run another in its own pool");
+  uint64_t ticket;
+  int id;
+  {
+    const std::lock_guard lock(state.mutex);
+    id = state.running.ticket == 0 ? state.worker_here() : kNobody;
+    ticket = state.enqueue(std::move(job));
+    state.publish(id);
+  }
+  if (id != kNobody) {
+    state.run_part(id);
+    spin(kMaxAwake, [&] { return done(ticket); });  // the others leave the same last barrier
+  }
+  wait(ticket);
 }
 
 bool ThreadPool::done(uint64_t ticket) const {

@@ -91,14 +91,17 @@ class ThreadPool {
   // Throws `[op] a pool's threads do not survive fork() …` in a forked child.
   void require_owner(const char* op) const;
 
-  // Queue a job; jobs run one at a time, in FIFO order. What the job captured is destroyed, on a
-  // worker, before the ticket is done. Thread-safe.
+  // Queue a job; jobs run one at a time, in FIFO order. What the job captured is destroyed, by who
+  // ran its last part, before the ticket is done. Thread-safe.
   uint64_t submit(Job job);
   bool done(uint64_t ticket) const;
   // Block until the ticket's job has finished; rethrows the first exception of its workers (once).
   // Not from a job.
   void wait(uint64_t ticket);
-  void run(Job job) { wait(submit(std::move(job))); }
+  // Submits and waits. If nothing else runs and the calling thread is on one of the pool's CPUs, it
+  // computes the part of the worker there, instead of waking that worker and going to sleep: two
+  // wake-ups less, some 50 to 100 us on a virtual machine. Thread-safe; not from a job.
+  void run(Job job);
 
   // At least `bytes` of scratch for the jobs of one owner. Jobs run one at a time, so all owners of
   // equal need share one buffer; its content does not last from job to job. Allocated here, never

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What Python cannot see of the thread pool: who ran which chunk, barriers, errors, several memory
 // nodes. Built with a sanitizer by tools/run_sanitize.py; makes its own machines, needs no NUMA.
+#include <sched.h>
 #include <time.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <memory>
 #include <stdexcept>
@@ -210,6 +212,66 @@ void waiting_awake_depends_on_the_quota() {
   }
 }
 
+// Parts that ran on the calling thread, of a job that `start` hands to the pool and waits for.
+template <class Start>
+int parts_of_the_caller(Start start) {
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> parts{0};
+  start([&](Worker& worker) {
+    worker.barrier();
+    if (std::this_thread::get_id() == caller) ++parts;
+  });
+  return parts;
+}
+
+void who_waits_computes_a_part() {
+  for (const int threads : {1, 2, 3}) {
+    ThreadPool pool(threads);
+    const auto run = [&](kt::Job job) { pool.run(std::move(job)); };
+    for (int round = 0; round < 50; ++round) {
+      CHECK(parts_of_the_caller(run) == 1);
+      CHECK(parts_of_the_caller([&](kt::Job job) { pool.wait(pool.submit(std::move(job))); }) == 0);
+    }
+    // Behind another job there is only waiting.
+    std::atomic<bool> behind{false};
+    const uint64_t first =
+        pool.submit([&](Worker&) { CHECK(comes_true([&] { return bool(behind); })); });
+    std::thread releases([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      behind = true;
+    });
+    CHECK(parts_of_the_caller(run) == 0);
+    releases.join();
+    pool.wait(first);
+  }
+}
+
+void a_pool_keeps_to_its_cores() {
+  const std::vector<int> cpus = kt::allowed_cpus();
+  if (cpus.size() < 2) return;
+  ThreadPool pool(1, {cpus[1]});
+  std::thread([&] {
+    for (const int cpu : {0, 1}) {
+      cpu_set_t here;
+      CPU_ZERO(&here);
+      CPU_SET(cpus[cpu], &here);
+      CHECK(sched_setaffinity(0, sizeof here, &here) == 0);
+      CHECK(parts_of_the_caller([&](kt::Job job) { pool.run(std::move(job)); }) == cpu);
+    }
+  }).join();
+}
+
+void arithmetic_is_that_of_no_thread() {
+  std::fesetround(FE_UPWARD);
+  {
+    ThreadPool pool(2);
+    for (int round = 0; round < 20; ++round)
+      pool.run([](Worker&) { CHECK(std::fegetround() == FE_TONEAREST); });
+    CHECK(std::fegetround() == FE_UPWARD);
+  }
+  std::fesetround(FE_TONEAREST);
+}
+
 }  // namespace
 
 int main() {
@@ -221,5 +283,8 @@ int main() {
   pools_and_callers_do_not_meet();
   the_end_waits_for_the_queue();
   waiting_awake_depends_on_the_quota();
+  who_waits_computes_a_part();
+  a_pool_keeps_to_its_cores();
+  arithmetic_is_that_of_no_thread();
   std::puts("pool: all good");
 }
