@@ -215,10 +215,10 @@ class CountedProbe:
 
 
 async def test_the_probe_goes_on_while_nothing_runs_and_holds_a_request_up_by_one_step(monkeypatch):
-    monkeypatch.setattr("kt_runtime.engine._PROBE_AFTER_S", 0.01)
     probe = CountedProbe()
     with fake_engine(probe=probe) as engine:
         await collect(engine, greedy_request("a", [1], 3))
+        monkeypatch.setattr("kt_runtime.engine._PROBE_AFTER_S", 0.01)  # not before, as below
         await until(lambda: probe.begun == 1)
         request = asyncio.create_task(collect(engine, greedy_request("b", [2], 3)))
         await until(lambda: engine.stats().num_waiting == 1)
@@ -239,10 +239,11 @@ async def test_requests_that_follow_each_other_meet_no_probe():
 
 
 async def test_closing_does_not_wait_for_the_rest_of_the_probe(monkeypatch):
-    monkeypatch.setattr("kt_runtime.engine._PROBE_AFTER_S", 0.0)
     probe = CountedProbe()
     engine = fake_engine(probe=probe)
     await collect(engine, greedy_request("a", [1], 3))
+    # Not before: the engine's thread may come to its first wait before the request does.
+    monkeypatch.setattr("kt_runtime.engine._PROBE_AFTER_S", 0.0)
     await until(lambda: probe.begun == 1)
     probe.may_go.release()
     await until(lambda: probe.begun == 2)

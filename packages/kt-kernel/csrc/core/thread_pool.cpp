@@ -118,8 +118,8 @@ struct ThreadPool::State {
     }
   }
 
-  // The worker that may use the CPU this thread is on, and that nobody else would: the others have
-  // theirs. Nobody if the pool was told to keep off it.
+  // The worker that lives where this thread is now: in its place this thread disturbs no other.
+  // Nobody if the pool was told to keep off this CPU.
   int worker_here() const {
     const int cpu = sched_getcpu();
     for (int id = 0; id < num_threads; ++id) {

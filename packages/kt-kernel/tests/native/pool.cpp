@@ -14,6 +14,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "check.h"
 #include "kt/thread_pool.h"
 
@@ -261,14 +265,30 @@ void a_pool_keeps_to_its_cores() {
   }).join();
 }
 
+#if defined(__x86_64__)
+constexpr unsigned kFlushSubnormals = 0x8040;  // MXCSR's FTZ and DAZ
+void flush_subnormals(bool on) {
+  _mm_setcsr((_mm_getcsr() & ~kFlushSubnormals) | (on ? kFlushSubnormals : 0));
+}
+bool flushes_subnormals() { return (_mm_getcsr() & kFlushSubnormals) != 0; }
+#else
+void flush_subnormals(bool) {}
+bool flushes_subnormals() { return false; }
+#endif
+
 void arithmetic_is_that_of_no_thread() {
   std::fesetround(FE_UPWARD);
+  flush_subnormals(true);
   {
     ThreadPool pool(2);
     for (int round = 0; round < 20; ++round)
-      pool.run([](Worker&) { CHECK(std::fegetround() == FE_TONEAREST); });
+      pool.run([](Worker&) {
+        CHECK(std::fegetround() == FE_TONEAREST);
+        CHECK(!flushes_subnormals());
+      });
     CHECK(std::fegetround() == FE_UPWARD);
   }
+  flush_subnormals(false);
   std::fesetround(FE_TONEAREST);
 }
 
