@@ -10,10 +10,9 @@ import torch
 from kt_demo_model import calibration_text, heldout_text
 from kt_demo_model.sparse import DOCUMENT_SEPARATOR, NUM_EXPERTS, TOP_K
 
-# The whole text in one context, dense 20.13. Which neurons share an expert follows from the last
-# bits of a machine's matrix products: 29.92 (1.49) if built on a Cascade Lake, 31.03 (1.54) on a
-# Zen 4.
-MAX_PERPLEXITY_RATIO = 1.6
+# The whole text in one context, dense 20.13: 28.84 (1.43) if built on a Zen 4. Which neurons share
+# an expert follows from the last bits of a machine's matrix products: others differ by some 0.05.
+MAX_PERPLEXITY_RATIO = 1.5
 PROSE, CODE = "The old house by the sea was quiet.", "for (int i = 0; i < n; i++) { a[i] = 0; }"
 
 
