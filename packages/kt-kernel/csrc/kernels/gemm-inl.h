@@ -23,10 +23,16 @@ constexpr bool multiplies_tile() {
   return !kRows && requires { Weights::kMultipliesTile; };
 }
 
-// Blocks that are multiplied together: some of floats, whose sums are loaded and stored less often.
+// Blocks that are multiplied together: some of floats, whose sums are loaded, stored and scaled
+// less often. A few rows of floats without a scale keep their sums in registers from the first
+// block to the last: for them one block, so that they ask for what follows in shares half as large,
+// behind which their own loads wait (ADR 0006).
 template <class Weights, int kRows>
 constexpr int blocks_at_once() {
-  return Weights::kInteger || multiplies_tile<Weights, kRows>() ? 1 : kFloatBlocks;
+  if constexpr (Weights::kInteger || multiplies_tile<Weights, kRows>())
+    return 1;
+  else
+    return kRows && !Weights::kScaled ? 1 : kFloatBlocks;
 }
 
 // `count` blocks, at most blocks_at_once, of all rows and panels, by the way that suits format and
