@@ -54,10 +54,15 @@ def worker_ids() -> set[str]:
     return {task.name for task in tasks if (task / "comm").read_text().startswith("kt-worker-")}
 
 
+def status_of(worker: str, field: str) -> str:
+    """A line of what Linux tells of a thread."""
+    status = Path(f"/proc/self/task/{worker}/status").read_text()
+    return next(line for line in status.splitlines() if line.startswith(f"{field}:")).split()[1]
+
+
 def cpus_of(worker: str) -> str:
     """The CPUs a thread may use, as Linux lists them: "0-3,8"."""
-    status = Path(f"/proc/self/task/{worker}/status").read_text()
-    return next(line for line in status.splitlines() if "Cpus_allowed_list" in line).split()[1]
+    return status_of(worker, "Cpus_allowed_list")
 
 
 def test_size_is_the_one_asked_for():
@@ -234,6 +239,29 @@ def test_idle_threads_sleep():
     before, started = time.process_time(), time.perf_counter()
     time.sleep(1)
     assert time.process_time() - before < 0.01 * (time.perf_counter() - started)
+
+
+@pytest.mark.skipif(ThreadPool().num_threads < 2, reason="needs a CPU for the thread that waits")
+def test_workers_stay_awake_between_calls_that_follow_each_other():
+    """However the calls began. Waking up takes longer than many an op."""
+    gc.collect()
+    before = worker_ids()
+    pool = ThreadPool(2)
+    workers = worker_ids() - before
+    out = np.ones((1, 8), np.float32)
+    stream = Stream(pool)
+
+    def sleeps_of_a_hundred_calls() -> int:
+        began = sum(int(status_of(worker, "voluntary_ctxt_switches")) for worker in workers)
+        for _ in range(100):
+            stream.add(out, out, out)
+            until = time.perf_counter() + 20e-6
+            while time.perf_counter() < until:
+                pass
+        ended = sum(int(status_of(worker, "voluntary_ctxt_switches")) for worker in workers)
+        return ended - began
+
+    assert min(sleeps_of_a_hundred_calls() for _ in range(20)) < 20  # in a quiet moment
 
 
 def test_who_waits_computes_a_part():

@@ -27,6 +27,7 @@ namespace kt {
 namespace {
 
 using std::chrono::microseconds;
+using Clock = std::chrono::steady_clock;
 
 // Inside a job the others are at work and arrive within microseconds, while a sleeper takes 50 to
 // 200 us to wake on a virtual machine. A waiter that gives up sooner than that makes its partner
@@ -34,9 +35,9 @@ using std::chrono::microseconds;
 // that lost its CPU to another process is awaited in vain.
 constexpr microseconds kBarrierAwake{1000};
 // Between the jobs of one decode step lie microseconds: waiting awake about as long as a wake-up
-// takes saves it. Fruitless waits halve the next one.
+// takes saves it. A wait that was short, awake or asleep, makes the next one awake; each long one
+// halves that.
 constexpr microseconds kMaxAwake{64};
-constexpr microseconds kMinAwake{1};
 constexpr int kMaxThreads = 4096;  // a typing error, not a machine
 
 constexpr int kNobody = -1;  // no worker's id
@@ -64,6 +65,7 @@ class PlainArithmetic {
 struct ThreadPool::State {
   struct Running {
     uint64_t ticket = 0;  // 0: none runs
+    Clock::time_point published;
     Job job;
     int absent = kNobody;      // the worker whose part the thread that waits for the job computes
     std::exception_ptr error;  // guarded by mutex
@@ -102,7 +104,8 @@ struct ThreadPool::State {
 
   void publish(int absent = kNobody) {  // with the mutex held
     if (running.ticket != 0 || queue.empty()) return;
-    running = {queue.front().first, std::move(queue.front().second), absent, nullptr, num_threads};
+    running = {queue.front().first, Clock::now(), std::move(queue.front().second), absent, nullptr,
+               num_threads};
     queue.pop_front();
     sync.begin_job();
     ring(absent);
@@ -157,12 +160,13 @@ struct ThreadPool::State {
   }
 
   void work(int id) {
-    microseconds awake = kMinAwake;
+    microseconds awake{0};
     bool room = spare_core;
     for (uint32_t seen = 0;; ++seen) {
-      const bool in_time = await_change(bells[id].rung, seen, room ? awake : microseconds{0});
-      awake = in_time ? std::min(awake * 2, kMaxAwake) : std::max(awake / 2, kMinAwake);
+      const Clock::time_point start = Clock::now();
+      await_change(bells[id].rung, seen, room ? awake : microseconds{0});
       if (stopping.load(std::memory_order_relaxed)) return;  // told before the bell rang
+      awake = running.published - start < kMaxAwake ? kMaxAwake : awake / 2;
       // Whoever computes an absent worker's part goes on in its place.
       room = spare_core || (own_cores && running.absent != kNobody);
       run_part(id);

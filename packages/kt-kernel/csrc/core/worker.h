@@ -37,13 +37,12 @@ bool spin(std::chrono::microseconds awake, Done done) {
   return false;
 }
 
-// Waits until value != old: awake for that long, then asleep. True if it changed while awake.
-inline bool await_change(const std::atomic<uint32_t>& value, uint32_t old,
+// Waits until value != old: awake for that long, then asleep.
+inline void await_change(const std::atomic<uint32_t>& value, uint32_t old,
                          std::chrono::microseconds awake) {
   const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
-  if (spin(awake, changed)) return true;
+  if (spin(awake, changed)) return;
   while (!changed()) value.wait(old, std::memory_order_acquire);
-  return false;
 }
 
 struct Worker::Sync {

@@ -5,6 +5,7 @@ The core takes any CPU array with `__dlpack__` (torch, numpy, others) and checks
 device; but numpy's bfloat16 (ml_dtypes) has no DLPack, and bare 16-bit integers need a declaration.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ KV_ELEMENTS = (*FLOATS, "int8")
 
 # Names of numpy, ml_dtypes and torch -> ours. Others keep their name, for the error message.
 _NAMES = {"bfloat16": "bf16", "float16": "f16"}
+
+
+@functools.lru_cache
+def _element(dtype: object) -> str:
+    # Kept, because numpy takes 4 us to name a dtype, a hundredth of a small layer.
+    name = str(dtype).removeprefix("torch.")
+    return _NAMES.get(name, name)
 
 
 def typed(
@@ -54,8 +62,7 @@ def typed(
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{rule} on the CPU; got {type(value).__name__}: {error}") from error
     array: Any = value
-    element = str(array.dtype).removeprefix("torch.")
-    element = _NAMES.get(element, element)
+    element = _element(array.dtype)
     if element == "uint16" and dtype == "bf16":
         return array, "bf16"
     if element == "uint16":
