@@ -8,6 +8,7 @@
 #include <mutex>
 #include <utility>
 
+#include "bands.h"
 #include "kt/check.h"
 #include "kt/dispatch.h"
 
@@ -15,14 +16,6 @@ namespace kt {
 namespace {
 
 constexpr const char* kOp = "moe.forward";
-// Work is handed out per expert in bands of output panels. A band is at most 32 panels: of a
-// typical K that is half a MiB of weights, long enough (20 us and more) to hide the hand-out and
-// the gathering of its rows, short enough to stay in a second-level cache while several tiles of
-// rows pass. With few experts and many workers bands shrink to kMinBand, a block of K of the
-// down projection, until every worker can expect kUnitsPerWorker of them.
-constexpr int64_t kMaxBand = 32;
-constexpr int64_t kMinBand = kBlock / kPanelRows;
-constexpr int64_t kUnitsPerWorker = 8;
 // Rows of one expert that one worker takes at a time: several tiles, so that the band is read from
 // memory once for all of them; few enough to share out a call whose tokens all chose one expert.
 constexpr int64_t kSpanRows = 4 * kTileRows;
@@ -177,8 +170,7 @@ template <class Body>
 void Moe::State::for_each_tile(Worker& worker, int64_t panels, Body body) const {
   if (groups.empty()) return;
   const int64_t spans = groups.back().first_span + groups.back().spans();
-  const int64_t wanted = ceil_div(worker.num_workers() * kUnitsPerWorker, spans);
-  const int64_t band = std::clamp(panels / wanted / kMinBand * kMinBand, kMinBand, kMaxBand);
+  const int64_t band = band_panels(panels * spans, worker.num_workers(), kMaxBand);
   const int64_t bands = ceil_div(panels, band);
   worker.parallel_for(spans * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {

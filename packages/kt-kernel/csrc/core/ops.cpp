@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "bands.h"
 #include "kt/check.h"
 #include "kt/dispatch.h"
 
@@ -21,11 +22,6 @@ namespace {
 
 // Handing out a chunk costs about 100 ns; 16 Ki elements of the simplest kernel take 2 us.
 constexpr int64_t kChunkElements = 16 * 1024;
-// A gemm chunk: enough multiplications (about 5 us) to hide its hand-out, few enough to balance the
-// workers.
-constexpr int64_t kChunkProducts = 64 * 1024;
-// Panels of a chunk come in whole vectors of the float kernels: two of the widest target's.
-constexpr int64_t kChunkPairs = 2 * kPanelPair;
 
 int64_t grain_for(int64_t elements_per_unit) {
   return std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, elements_per_unit));
@@ -74,17 +70,12 @@ struct LinearInput {
   size_t row_bytes, offset;
 };
 
-// One matrix of a linear op: what it reads, and how its panels are handed out.
+// One matrix of a linear op and what it reads.
 struct LinearPart {
   GemmArgs gemm;
   size_t input;
 
   int64_t panels() const { return gemm.b.n_padded / kPanelRows; }
-  int64_t chunk(int64_t tile_rows) const {  // panels of a unit
-    const int64_t products = std::max<int64_t>(1, tile_rows * gemm.b.k_padded * kPanelRows);
-    return std::max<int64_t>(1, kChunkProducts / products / kChunkPairs) * kChunkPairs;
-  }
-  int64_t chunks(int64_t tile_rows) const { return ceil_div(panels(), chunk(tile_rows)); }
 };
 
 void check_hash_rows(const RouteArgs& args, int64_t live) {
@@ -165,20 +156,26 @@ void linear(Stream& stream, std::span<const LinearTerm> terms, const void* x, DT
                                      {0, input.k_padded / kBlock}});
              }
            });
+           int64_t panels = 0;
+           for (const LinearPart& part : parts) panels += part.panels();
+           const int64_t band = band_panels(panels * tiles, worker.num_workers(),
+                                            tiles > 1 ? kMaxBand : kMaxBandOfOneTile);
+           const auto units_of = [&](const LinearPart& part) {
+             return ceil_div(part.panels(), band) * tiles;
+           };
            int64_t units = 0;
-           for (const LinearPart& part : parts) units += part.chunks(tile_rows) * tiles;
+           for (const LinearPart& part : parts) units += units_of(part);
            // Neighbouring units share their panels, which then stay in the worker's cache.
            worker.parallel_for(units, 1, [&](int64_t begin, int64_t end) {
              for (int64_t unit = begin; unit < end; ++unit) {
                auto part = parts.begin();
                int64_t within = unit;
-               for (; within >= part->chunks(tile_rows) * tiles; ++part)
-                 within -= part->chunks(tile_rows) * tiles;
-               const int64_t panel = within / tiles * part->chunk(tile_rows);
+               for (; within >= units_of(*part); ++part) within -= units_of(*part);
+               const int64_t panel = within / tiles * band;
                const int64_t row = within % tiles * tile_rows;
                GemmArgs gemm = part->gemm;
                gemm.a = tile_of(inputs[part->input], row);
-               gemm.panels = {panel, std::min(panel + part->chunk(tile_rows), part->panels())};
+               gemm.panels = {panel, std::min(panel + band, part->panels())};
                gemm.c += row * gemm.c_stride + panel * kPanelRows;
                table.gemm[static_cast<int>(gemm.b.format)](gemm);
              }

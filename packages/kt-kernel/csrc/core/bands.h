@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bands: how many neighbouring panels of a matrix one worker takes at a time. Who takes which:
+// Worker::parallel_for.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kt/formats.h"
+
+namespace kt {
+
+// A kernel asks for its weights some KiB ahead. At the beginning of a band nothing has been asked
+// for, and what is asked for at its end belongs to another worker: bands of 4 panels took up to 1.2
+// times as long as of 32, those 1.03 times as long as of 64 (one row, ADR 0006). Of a typical K, 32
+// are half a MiB or less: short enough to stay in a second-level cache while several tiles of rows
+// pass.
+constexpr int64_t kMaxBand = 32;
+constexpr int64_t kMaxBandOfOneTile = 64;
+// A block of K of the projection that reads these outputs, and whole vectors of every target.
+constexpr int64_t kMinBand = kBlock / kPanelRows;
+// Enough for those who finish early to help the others.
+constexpr int64_t kUnitsPerWorker = 8;
+
+// Panels of a band, where `panels` are to be multiplied in all, once for each tile of rows.
+inline int64_t band_panels(int64_t panels, int64_t num_workers, int64_t most) {
+  return std::clamp(panels / (num_workers * kUnitsPerWorker) / kMinBand * kMinBand, kMinBand, most);
+}
+
+}  // namespace kt
