@@ -64,6 +64,16 @@ def test_more_rows_of_one_expert_than_a_worker_takes_at_once(target, format, poo
     reference.assert_close(layer.forward(experts, pool), layer.expected(format))
 
 
+@pytest.mark.parametrize("num_tokens", [12, 13])
+def test_as_many_rows_as_long_bands_take_and_one_more(target, num_tokens, rng):
+    """Bands of 128 panels, the second one ragged, fill the workspace; those of 32 take over."""
+    layer = MoeLayer(MoeCase(8, 64, 1080, 8, num_tokens), rng)
+    layer.topk_ids[:] = np.arange(8)
+    pool = ThreadPool(1)
+    experts = layer.pack("int8", pool)
+    reference.assert_close(layer.forward(experts, pool), layer.expected("int8"))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.kind)
 @pytest.mark.parametrize("format", MIXED.values(), ids=MIXED)
 def test_projections_of_different_formats_with_biases(target, format, activation, pool, rng):

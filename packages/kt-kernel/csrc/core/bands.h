@@ -11,12 +11,11 @@
 namespace kt {
 
 // A kernel asks for its weights some KiB ahead. At the beginning of a band nothing has been asked
-// for, and what is asked for at its end belongs to another worker: bands of 4 panels took up to 1.2
-// times as long as of 32, those 1.03 times as long as of 64 (one row, ADR 0006). Of a typical K, 32
-// are half a MiB or less: short enough to stay in a second-level cache while several tiles of rows
-// pass.
+// for, and what is asked for at its end belongs to another worker: long bands are faster (ADR
+// 0006). But several tiles of rows should find a band in the second-level cache, and of a typical K
+// 32 panels are half a MiB or less.
 constexpr int64_t kMaxBand = 32;
-constexpr int64_t kMaxBandOfOneTile = 64;
+constexpr int64_t kMaxBandOfOneTile = 128;
 // A block of K of the projection that reads these outputs, and whole vectors of every target.
 constexpr int64_t kMinBand = kBlock / kPanelRows;
 // Enough for those who finish early to help the others.

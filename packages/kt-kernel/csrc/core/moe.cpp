@@ -19,6 +19,9 @@ constexpr const char* kOp = "moe.forward";
 // Rows of one expert that one worker takes at a time: several tiles, so that the band is read from
 // memory once for all of them; few enough to share out a call whose tokens all chose one expert.
 constexpr int64_t kSpanRows = 4 * kTileRows;
+// Rows of an expert whose gate and up fill no more of a workspace in the longest bands than whole
+// tiles do in the others.
+constexpr int64_t kRowsOfLongBands = kTileRows * kMaxBand / kMaxBandOfOneTile;
 
 // The (token, slot) pairs of one expert: rows [begin, end) of the grouped order.
 struct Group {
@@ -67,7 +70,7 @@ struct Moe::State {
   // What one worker needs for a tile of rows and a band of panels.
   struct Workspace {
     std::byte *gate_tile, *up_tile;  // gathered rows
-    float *gate, *up;                // [kTileRows][kMaxBand * kPanelRows]
+    float *gate, *up;                // [rows][outputs of a band]
   };
 
   std::shared_ptr<const AlignedBuffer> scratch;  // holds everything from here to workspaces
@@ -170,7 +173,11 @@ template <class Body>
 void Moe::State::for_each_tile(Worker& worker, int64_t panels, Body body) const {
   if (groups.empty()) return;
   const int64_t spans = groups.back().first_span + groups.back().spans();
-  const int64_t band = band_panels(panels * spans, worker.num_workers(), kMaxBand);
+  const bool few = std::all_of(groups.begin(), groups.end(), [](const Group& group) {
+    return group.rows.end - group.rows.begin <= kRowsOfLongBands;
+  });
+  const int64_t band =
+      band_panels(panels * spans, worker.num_workers(), few ? kMaxBandOfOneTile : kMaxBand);
   const int64_t bands = ceil_div(panels, band);
   worker.parallel_for(spans * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -210,7 +217,7 @@ void Moe::State::gate_up(const Workspace& space, const Group& group, Range panel
                          Range rows) const {
   const Kernels& table = kernels();
   const int count = static_cast<int>(rows.end - rows.begin);
-  const int64_t width = kMaxBand * kPanelRows;
+  const int64_t width = (panels.end - panels.begin) * kPanelRows;
   const auto tile_of = [&](ActMode mode, std::byte* prepared, std::byte* gathered) {
     GatherRowsArgs args{prepared, row_ids + rows.begin,
                         act_tile(mode, count, hidden_padded, gathered)};
