@@ -23,10 +23,9 @@ _NAMES = {"bfloat16": "bf16", "float16": "f16"}
 
 
 @functools.lru_cache
-def _element(dtype: object) -> str:
+def _numpy_name(dtype: np.dtype[Any]) -> str:
     # Kept, because numpy takes 4 us to name a dtype, a hundredth of a small layer.
-    name = str(dtype).removeprefix("torch.")
-    return _NAMES.get(name, name)
+    return str(dtype)
 
 
 def typed(
@@ -62,7 +61,11 @@ def typed(
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{rule} on the CPU; got {type(value).__name__}: {error}") from error
     array: Any = value
-    element = _element(array.dtype)
+    if isinstance(array, np.ndarray):
+        element = _numpy_name(array.dtype)
+    else:
+        element = str(array.dtype).removeprefix("torch.")
+    element = _NAMES.get(element, element)
     if element == "uint16" and dtype == "bf16":
         return array, "bf16"
     if element == "uint16":
