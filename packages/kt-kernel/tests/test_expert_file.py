@@ -190,7 +190,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(saved, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the disk is full after these
     try:
-        with pytest.raises(OSError, match=r"\[experts\.save\] .*room for 528384 bytes; got File"):
+        with pytest.raises(OSError, match=r"\[experts\.save\] .*room for 544768 bytes; got File"):
             experts.save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -18,10 +18,10 @@ from . import reference
 
 # Of each format's bytes in `packed_bytes`. If one changes, raise kLayoutVersion: files outlive us.
 CHECKSUMS = {
-    3: {
-        "float32": "adf5eaa6",
-        "bf16": "7015d662",
-        "f16": "b3b5e45b",
+    4: {
+        "float32": "78b51bcd",
+        "bf16": "20221dc0",
+        "f16": "c9ec8c12",
         "fp8": "2a6ee55e",
         "int8": "cac5752f",
         "q8_0": "87432068",
@@ -61,6 +61,17 @@ def packed_bytes(format: str, n: int = 24, k: int = 512) -> np.ndarray:
 def test_packed_bytes_are_those_of_the_version_on_every_target(format, target):
     known = CHECKSUMS[_core.LAYOUT_VERSION]
     assert f"{zlib.crc32(packed_bytes(format)):08x}" == known[format]
+
+
+@pytest.mark.parametrize(
+    ("format", "k"),
+    [(format, k) for format in FORMATS for k in (768, 2048, 7168)] + [("mxfp4", 2880)],
+)
+def test_long_panels_do_not_meet_at_one_place_of_their_pages(format, k):
+    """Several are read at a time, which takes longer where they do (ADR 0003)."""
+    _, panel_bytes = Experts.empty(1, k, 8, gate=None, up=format, down="int4")._core.panels("up")
+    assert panel_bytes < 2 * 4096 or panel_bytes % 4096 >= 256
+    assert panel_bytes <= FORMATS[format].bits_per_weight() * k + 2 * 64 + 256
 
 
 class Int4Panels:

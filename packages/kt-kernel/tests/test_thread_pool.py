@@ -242,7 +242,8 @@ def test_idle_threads_sleep():
 
 
 @pytest.mark.skipif(len(usable_cores()) < 2, reason="needs a core for each of two workers")
-def test_workers_stay_awake_between_calls_that_follow_each_other():
+@pytest.mark.parametrize("gap", [20e-6, 120e-6], ids=["20us", "120us"])
+def test_workers_stay_awake_between_calls_that_follow_each_other(gap):
     """However the calls began. Waking up takes longer than many an op."""
     gc.collect()
     before = worker_ids()
@@ -255,7 +256,7 @@ def test_workers_stay_awake_between_calls_that_follow_each_other():
         began = sum(int(status_of(worker, "voluntary_ctxt_switches")) for worker in workers)
         for _ in range(100):
             stream.add(out, out, out)
-            until = time.perf_counter() + 20e-6
+            until = time.perf_counter() + gap
             while time.perf_counter() < until:
                 pass
         ended = sum(int(status_of(worker, "voluntary_ctxt_switches")) for worker in workers)

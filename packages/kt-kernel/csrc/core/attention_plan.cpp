@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kt/check.h"
+#include "kt/rounding.h"
 
 namespace kt {
 namespace {
@@ -19,8 +20,6 @@ constexpr int64_t kPartsPerWorker = 4;
 // Sums of split tiles; tiles that find no room stay whole. 32 heads of 128 over 128k keys are 5
 // MiB.
 constexpr int64_t kMaxPartialFloats = int64_t{8} << 20;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t max_keys(const AttentionArgs& args) { return int64_t{args.max_pages} * args.page_size; }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kt/formats.h"
+#include "kt/rounding.h"
 
 namespace kt {
 
@@ -21,9 +22,16 @@ constexpr int64_t kMinBand = kBlock / kPanelRows;
 // Enough for those who finish early to help the others.
 constexpr int64_t kUnitsPerWorker = 8;
 
-// Panels of a band, where `panels` are to be multiplied in all, once for each tile of rows.
+// The most panels of a band, where `panels` are to be multiplied in all, once for each tile of
+// rows.
 inline int64_t band_panels(int64_t panels, int64_t num_workers, int64_t most) {
   return std::clamp(panels / (num_workers * kUnitsPerWorker) / kMinBand * kMinBand, kMinBand, most);
+}
+
+// Panels of each band of a matrix, at most so many: as even as can be, so that no short one is
+// left.
+inline int64_t even_band(int64_t panels, int64_t most) {
+  return round_up(ceil_div(panels, ceil_div(panels, most)), kMinBand);
 }
 
 }  // namespace kt

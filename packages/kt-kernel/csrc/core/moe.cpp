@@ -11,6 +11,7 @@
 #include "bands.h"
 #include "kt/check.h"
 #include "kt/dispatch.h"
+#include "kt/rounding.h"
 
 namespace kt {
 namespace {
@@ -29,10 +30,8 @@ struct Group {
   Range rows;
   int64_t first_span;  // of all spans, when groups are cut into kSpanRows
 
-  int64_t spans() const { return (rows.end - rows.begin + kSpanRows - 1) / kSpanRows; }
+  int64_t spans() const { return ceil_div(rows.end - rows.begin, kSpanRows); }
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Part `index` of `count` parts that differ by at most one: no small one is left at the end.
 Range share(Range all, int64_t index, int64_t count) {
@@ -176,8 +175,9 @@ void Moe::State::for_each_tile(Worker& worker, int64_t panels, Body body) const 
   const bool few = std::all_of(groups.begin(), groups.end(), [](const Group& group) {
     return group.rows.end - group.rows.begin <= kRowsOfLongBands;
   });
-  const int64_t band =
+  const int64_t most =
       band_panels(panels * spans, worker.num_workers(), few ? kMaxBandOfOneTile : kMaxBand);
+  const int64_t band = even_band(panels, most);
   const int64_t bands = ceil_div(panels, band);
   worker.parallel_for(spans * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {

@@ -16,6 +16,7 @@
 #include "bands.h"
 #include "kt/check.h"
 #include "kt/dispatch.h"
+#include "kt/rounding.h"
 
 namespace kt {
 namespace {
@@ -26,8 +27,6 @@ constexpr int64_t kChunkElements = 16 * 1024;
 int64_t grain_for(int64_t elements_per_unit) {
   return std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, elements_per_unit));
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t live_rows(const int32_t* num_rows, int64_t capacity) {
   return num_rows == nullptr ? capacity : std::clamp<int64_t>(*num_rows, 0, capacity);

@@ -55,25 +55,26 @@ inline void multiply_blocks(int count, const std::byte* const (&data)[kPanels],
 }
 
 // Panels are streams of a few pages each, too short for the hardware to run ahead in them. What few
-// rows ask for: each of kStep panels, header and data as the one stretch that they are, kAhead
-// bytes before its use, and after its end its successor, kStep panels on. Into the second-level
+// rows ask for: each of kStep panels, header and data as the one stretch of `bytes` that they are,
+// kAhead before its use, and after its end its successor, kStep panels on. Into the second-level
 // cache: the first has few requests on their way at a time, and on Zen 4 those alone take a core to
 // no more than 12 of its 28 GB/s (ADR 0006).
 template <int kStep>
 class PanelsAhead {
  public:
   // `fresh`: no call for the panels before has asked for the start of these.
-  PanelsAhead(const std::byte* panels, int64_t stride, bool fresh)
+  PanelsAhead(const std::byte* panels, int64_t bytes, int64_t stride, bool fresh)
       : here_(reinterpret_cast<uintptr_t>(panels)),
+        bytes_(round_up(bytes, kLine)),
         stride_(stride),
-        distance_(std::min(kAhead, stride)),
+        distance_(std::min(kAhead, bytes_)),
         asked_(fresh ? 0 : distance_) {}
 
   // Of each panel, `used` bytes have been used.
   void advance(int64_t used) {
     for (; asked_ < used + distance_; asked_ += kLine) {
       // What follows may lie beyond the matrix: a number, not a pointer.
-      const uintptr_t line = here_ + asked_ + (asked_ < stride_ ? 0 : (kStep - 1) * stride_);
+      const uintptr_t line = here_ + asked_ + (asked_ < bytes_ ? 0 : kStep * stride_ - bytes_);
       for (int panel = 0; panel < kStep; ++panel)
         __builtin_prefetch(reinterpret_cast<const void*>(line + panel * stride_), 0, 2);
     }
@@ -83,7 +84,7 @@ class PanelsAhead {
   static constexpr int64_t kLine = 64;
   static constexpr int64_t kAhead = 4096;  // 1024 and 8192 gave less (ADR 0006)
   uintptr_t here_;
-  int64_t stride_, distance_, asked_;
+  int64_t bytes_, stride_, distance_, asked_;
 };
 
 // Many rows have time: the same block of the next panels goes into the second-level cache, the next
@@ -120,8 +121,9 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
 
   const int64_t blocks = b.k_padded / kBlock;
   int64_t block = 0;
-  PanelsAhead<kStep> ahead(header[0], stride, panel == args.panels.begin);
-  const int64_t block_bytes = (stride + blocks - 1) / blocks;  // its part of the header included
+  const int64_t bytes = b.header_bytes + blocks * kInfo.data_bytes;
+  PanelsAhead<kStep> ahead(header[0], bytes, stride, panel == args.panels.begin);
+  const int64_t block_bytes = ceil_div(bytes, blocks);  // its part of the header included
   if constexpr (kRows > 0) ahead.advance(0);
   const auto multiply_next = [&](int sub, int count) {
     multiply_blocks<Weights, kRows>(count, data, header, sub, stride, args.a, block, sums);

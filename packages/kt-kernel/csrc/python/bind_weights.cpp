@@ -14,6 +14,7 @@
 #include "bindings.h"
 #include "kt/check.h"
 #include "kt/experts.h"
+#include "kt/rounding.h"
 
 namespace kt::python {
 
@@ -30,8 +31,6 @@ Projection projection_from_name(const char* op, const std::string& name) {
   if (name == "down") return Projection::down;
   fail(op, "projection must be one of gate, up, down; got ", name);
 }
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // The arrays of one weight matrix, checked against the format that they are for.
 class SourceArrays {

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kt/rounding.h"
+
 namespace kt {
 
 // A panel is kPanelRows output rows (n), interleaved by 4 bytes of K, so that one 32-byte vector
@@ -65,13 +67,13 @@ enum class SourceScales : uint8_t {
 
 // Version of the packed bytes, which Experts.save keeps: raised whenever those of any format
 // change, because files outlive the build that wrote them.
-inline constexpr int kLayoutVersion = 3;
+inline constexpr int kLayoutVersion = 4;
 
 // What is known of a format without touching a byte of it. Storage of one packed (N, K) matrix, N
 // padded to 16, K to kBlock (or to the format's own super-block), pads zero, is [N/8] panels, each
 //
 //   header [ceil(K / group)][header_bytes], padded to 64 bytes
-//   data   [K / 32][data_bytes]
+//   data   [K / 32][data_bytes], padded to 64 bytes or to where the next panel begins
 //
 // so that a matrix is one stream of memory, in the order in which it is multiplied.
 struct FormatInfo {
@@ -99,20 +101,16 @@ struct PackedMatrix {
   Format format{};
   int n = 0, k = 0;  // logical shape: (out, in)
   int n_padded = 0, k_padded = 0;
-  int group_size = 0;                         // K that shares a header; 0: none
-  int64_t header_bytes = 0, panel_bytes = 0;  // of one panel: its whole header, all of it
-  std::byte* data = nullptr;                  // 64-byte aligned
+  int group_size = 0;         // K that shares a header; 0: none
+  int64_t header_bytes = 0;   // of one panel, all of it
+  int64_t panel_bytes = 0;    // from one panel to the next
+  std::byte* data = nullptr;  // 64-byte aligned
 };
 
 // The longest row or column of a matrix, and the most bytes of one allocation (a 47-bit address
 // space): beyond any model, and small enough that sizes computed below it cannot wrap.
 inline constexpr int kMaxExtent = 1 << 24;
 inline constexpr size_t kMaxBytes = size_t{1} << 47;
-
-template <class T>
-constexpr T round_up(T value, T multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 const FormatInfo& info(Format format);
 Format format_from_name(const char* op,

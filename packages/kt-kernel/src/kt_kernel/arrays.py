@@ -23,9 +23,19 @@ _NAMES = {"bfloat16": "bf16", "float16": "f16"}
 
 
 @functools.lru_cache
-def _numpy_name(dtype: np.dtype[Any]) -> str:
+def _numpy_element(dtype: np.dtype[Any]) -> str:
     # Kept, because numpy takes 4 us to name a dtype, a hundredth of a small layer.
-    return str(dtype)
+    name = str(dtype)
+    return _NAMES.get(name, name)
+
+
+def _element(value: object) -> str:
+    """The element type of a numpy array or torch tensor; "" of anything else."""
+    if isinstance(value, np.ndarray):
+        return _numpy_element(value.dtype)
+    # Told by the name: numpy cannot hold a bfloat16 tensor.
+    library, _, name = str(getattr(value, "dtype", "")).partition("torch.")
+    return "" if library else _NAMES.get(name, name)
 
 
 def typed(
@@ -49,29 +59,33 @@ def typed(
     """
     if dtype is not None and dtype not in elements:
         raise ValueError(f"[{op}] dtype must be one of {', '.join(elements)}; got {dtype!r}")
-    rule = f"[{op}] {name} must be an array of {', '.join(elements)}"
-    # torch tensors are told by their dtype's name: numpy cannot hold a bfloat16 one.
-    if not isinstance(value, np.ndarray) and not str(getattr(value, "dtype", "")).startswith(
-        "torch."
-    ):
-        if not hasattr(value, "__dlpack__"):
-            raise ValueError(f"{rule}; got {type(value).__name__}")
-        try:
-            value = np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{rule} on the CPU; got {type(value).__name__}: {error}") from error
     array: Any = value
-    if isinstance(array, np.ndarray):
-        element = _numpy_name(array.dtype)
-    else:
-        element = str(array.dtype).removeprefix("torch.")
-    element = _NAMES.get(element, element)
+    element = _element(array)
+    if not element:
+        array = _imported(op, name, array, elements)
+        element = _element(array)
     if element == "uint16" and dtype == "bf16":
         return array, "bf16"
-    if element == "uint16":
-        rule += ' (bfloat16 bits need dtype="bf16")'
     if element not in elements:
-        raise ValueError(f"{rule}; got {element} {tuple(array.shape)}")
+        hint = ' (bfloat16 bits need dtype="bf16")' if element == "uint16" else ""
+        got = f"{element} {tuple(array.shape)}"
+        raise ValueError(f"{_rule(op, name, elements)}{hint}; got {got}")
     if element == "bf16" and isinstance(array, np.ndarray):
         array = array.view(np.uint16)
     return array, element
+
+
+def _rule(op: str, name: str, elements: tuple[str, ...]) -> str:
+    # Composed only for an error: calls of microseconds come through `typed`.
+    return f"[{op}] {name} must be an array of {', '.join(elements)}"
+
+
+def _imported(op: str, name: str, value: Any, elements: tuple[str, ...]) -> Any:
+    """Another library's array as numpy's."""
+    got = type(value).__name__
+    if not hasattr(value, "__dlpack__"):
+        raise ValueError(f"{_rule(op, name, elements)}; got {got}")
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{_rule(op, name, elements)} on the CPU; got {got}: {error}") from error
