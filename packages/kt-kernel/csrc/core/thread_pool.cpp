@@ -34,10 +34,10 @@ using Clock = std::chrono::steady_clock;
 // wait, give up and sleep in turn: every barrier of the job then costs a wake-up. Only a worker
 // that lost its CPU to another process is awaited in vain.
 constexpr microseconds kBarrierAwake{1000};
-// Between two jobs of one decode step lies what Python does there: 30 us, after a job that filled
-// the caches with its own data 70 or more, with an op of torch 150. Waiting awake about as long as
-// a wake-up takes saves it. A wait that was short, awake or asleep, makes the next one awake; each
-// long one halves that.
+// Between two jobs of one decode step lies what Python does there: 30 us, 70 after a job that
+// filled the caches with its own data (ADR 0001), more if the caller computes something. Waiting
+// awake about as long as a wake-up takes saves it. A wait that was short, awake or asleep, makes
+// the next one awake; each long one halves that.
 constexpr microseconds kMaxAwake{256};
 constexpr int kMaxThreads = 4096;  // a typing error, not a machine
 
