@@ -81,8 +81,11 @@ class Format:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of kt_kernel's storage, scales included."""
-        return formats.FORMATS[self.kernel_format].bits_per_weight()
+        """Of kt_kernel's storage, scales included; one a row is next to nothing."""
+        facts = formats.FORMATS[self.kernel_format]
+        if facts.group_sizes and self.group_size == 0:
+            return facts.value_bits
+        return facts.bits_per_weight(self.group_size)
 
     def fits(self, shape: Shape) -> bool:
         """Whether both widths of the layer are whole blocks."""

@@ -54,8 +54,7 @@ PackedMatrix shape_matrix(const char* op, Format format, int n, int k, int group
     KT_CHECK(op, facts.takes_floats || k % facts.source_k == 0, "a weight in ", facts.name,
              " must have a multiple of ", facts.source_k, " columns; got ", k);
   }
-  const int64_t groups =
-      matrix.group_size == 0 ? 0 : (k + matrix.group_size - 1) / matrix.group_size;
+  const int64_t groups = matrix.group_size == 0 ? 0 : ceil_div(k, matrix.group_size);
   matrix.header_bytes = round_up(groups * facts.header_bytes, 64);
   matrix.panel_bytes =
       panel_distance(matrix.header_bytes + int64_t{matrix.k_padded} / kBlock * facts.data_bytes);

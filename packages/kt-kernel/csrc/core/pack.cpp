@@ -7,6 +7,7 @@
 #include "kt/check.h"
 #include "kt/dispatch.h"
 #include "kt/experts.h"
+#include "kt/rounding.h"
 
 namespace kt {
 namespace {
@@ -24,7 +25,7 @@ void check_values(const char* op, const Source& source, const PackedMatrix& into
     KT_CHECK(op, over == end, info(into.format).name, " values must lie in [0, 15]; got ",
              int{*over});
     if (source.zeros == nullptr) return;
-    const int64_t groups = (into.k + into.group_size - 1) / into.group_size;
+    const int64_t groups = ceil_div(into.k, into.group_size);
     const auto* last = source.zeros + rows.end * groups;
     const auto* zero = std::find_if(source.zeros + rows.begin * groups, last, above_15);
     KT_CHECK(op, zero == last, info(into.format).name, " zero points must lie in [0, 15]; got ",

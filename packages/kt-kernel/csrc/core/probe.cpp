@@ -12,6 +12,7 @@
 #include "kt/check.h"
 #include "kt/dispatch.h"
 #include "kt/formats.h"
+#include "kt/rounding.h"
 
 namespace kt {
 namespace {
@@ -85,7 +86,7 @@ double peak_seconds(ThreadPool& pool, const std::string& kind, int threads, int6
 ReadProbe::ReadProbe(ThreadPool& pool, size_t bytes) : pool_(pool) {
   KT_CHECK("probe.read", bytes >= 1 && bytes <= kMaxBytes, "bytes must lie between 1 and ",
            kMaxBytes, "; got ", bytes);
-  buffer_ = AlignedBuffer((bytes + kReadBlock - 1) / kReadBlock * kReadBlock);
+  buffer_ = AlignedBuffer(round_up(bytes, kReadBlock));
   std::atomic<uint64_t> checksum{0};
   pool.run([&](Worker& worker) {
     checksum ^= fill(buffer_.data(), part_of(buffer_.size(), worker.id(), worker.num_workers()));

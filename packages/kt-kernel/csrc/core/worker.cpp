@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "kt/rounding.h"
+
 namespace kt {
 int Worker::num_nodes() const { return static_cast<int>(sync_->shares.size()); }
 
@@ -27,14 +29,14 @@ void Worker::enter_share(Chunk& chunk) const {
   chunk.end_column = chunk.columns;
   if (num_nodes() > 1) {
     const Sync::Share& share = sync_->shares[chunk.node];
-    const int64_t chunks = (chunk.columns + chunk.grain - 1) / chunk.grain;
+    const int64_t chunks = ceil_div(chunk.columns, chunk.grain);
     chunk.first = chunks * share.first_worker / num_workers_;
     chunk.end_column =
         std::min(chunk.columns, chunks * share.last_worker / num_workers_ * chunk.grain);
   }
   if (chunk.rows != 1) {
     const int64_t columns = chunk.end_column - chunk.first * chunk.grain;
-    chunk.per_row = (columns + chunk.grain - 1) / chunk.grain;
+    chunk.per_row = ceil_div(columns, chunk.grain);
   }
 }
 
