@@ -108,7 +108,7 @@ def test_any_safetensors_reader_opens_it(saved, path, pool):
     layer = MoeLayer(MOE[1], np.random.default_rng(0))
     tensors = safetensors.numpy.load_file(path)
     assert len(tensors) == 4 * 3 + 2
-    assert tensors["experts.3.up"].shape == (64 / 8, 64 + 3 * 256)  # scales, 3 blocks of K
+    assert tensors["experts.3.up"].shape == (64 / 32, 3 * (64 + 1024))  # 3 blocks of K: scales, q
     assert tensors["biases.up"].shape == (4, 51)
     packed = layer.pack("q8_0", pool)._core.packed
     q8_0 = tensors["experts.0.up"].size
@@ -190,7 +190,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(saved, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the disk is full after these
     try:
-        with pytest.raises(OSError, match=r"\[experts\.save\] .*room for 544768 bytes; got File"):
+        with pytest.raises(OSError, match=r"\[experts\.save\] .*room for 528384 bytes; got File"):
             experts.save(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

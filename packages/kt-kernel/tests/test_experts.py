@@ -36,10 +36,7 @@ def test_complete_only_when_every_projection_of_every_expert_was_put(pool):
 def test_size_is_bits_per_weight(format):
     experts = Experts.empty(4, 256, 256, gate=format, up=format, down=format, group_size=64)
     expected = FORMATS[format].bits_per_weight(64) * 4 * 3 * 256 * 256 / 8
-    panels = 4 * 3 * 256 / 8
-    # Header and panel round up; long panels keep apart (ADR 0003).
-    spare = 2 * 64 if expected / panels < 8192 else 256
-    assert expected <= experts.nbytes <= expected + spare * panels
+    assert experts.nbytes == expected
 
 
 def test_put_piece_by_piece_from_threads_is_pack(pool, rng):

@@ -18,21 +18,21 @@ from . import reference
 
 # Of each format's bytes in `packed_bytes`. If one changes, raise kLayoutVersion: files outlive us.
 CHECKSUMS = {
-    4: {
-        "float32": "78b51bcd",
-        "bf16": "20221dc0",
-        "f16": "c9ec8c12",
-        "fp8": "2a6ee55e",
-        "int8": "cac5752f",
-        "q8_0": "87432068",
-        "q6_k": "d8bf265e",
-        "q5_k": "9ece2651",
-        "q4_1": "751299e0",
-        "q4_k": "e8c5df96",
-        "int4": "22a716db",
-        "int4_zp": "ee14fd9e",
-        "q4_0": "7cebd514",
-        "mxfp4": "d75aadc3",
+    5: {
+        "float32": "5d97d876",
+        "bf16": "8dd5e441",
+        "f16": "f12f07d5",
+        "fp8": "f2d8dca4",
+        "int8": "eb9c48d7",
+        "q8_0": "ae99114a",
+        "q6_k": "3e991b9b",
+        "q5_k": "75bfd30b",
+        "q4_1": "bc90985b",
+        "q4_k": "6a041629",
+        "int4": "945a5020",
+        "int4_zp": "11fba008",
+        "q4_0": "7a1e2002",
+        "mxfp4": "4cb749dc",
     },
 }
 
@@ -42,7 +42,7 @@ def numbers(count: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * 37 % 251
 
 
-def packed_bytes(format: str, n: int = 24, k: int = 512) -> np.ndarray:
+def packed_bytes(format: str, n: int = 40, k: int = 512) -> np.ndarray:
     facts, values = FORMATS[format], {}
     if facts.takes_floats:
         weight = ((numbers(n * k) - 125) / 64).astype(np.float32).reshape(n, k)
@@ -53,8 +53,8 @@ def packed_bytes(format: str, n: int = 24, k: int = 512) -> np.ndarray:
             values["scales"] = numbers(k // 128).astype(np.float32).reshape(1, -1)
     experts = Experts.empty(1, k, n, gate=None, up=format, down="float32")
     experts.put(0, "up", weight, **values)
-    panels, panel_bytes = experts._core.panels("up")
-    return experts._core.packed[: panels * panel_bytes]
+    bundles, bundle_bytes = experts._core.bundles("up")
+    return experts._core.packed[: bundles * bundle_bytes]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -67,32 +67,32 @@ def test_packed_bytes_are_those_of_the_version_on_every_target(format, target):
     ("format", "k"),
     [(format, k) for format in FORMATS for k in (768, 2048, 7168)] + [("mxfp4", 2880)],
 )
-def test_long_panels_do_not_meet_at_one_place_of_their_pages(format, k):
-    """Several are read at a time, which takes longer where they do (ADR 0003)."""
-    _, panel_bytes = Experts.empty(1, k, 8, gate=None, up=format, down="int4")._core.panels("up")
-    assert panel_bytes < 2 * 4096 or panel_bytes % 4096 >= 256
-    assert panel_bytes <= FORMATS[format].bits_per_weight() * k + 2 * 64 + 256
+def test_a_bundle_is_one_stream_without_gaps(format, k):
+    """32 rows lie together, so that one row of activations reads memory in order (ADR 0003)."""
+    experts = Experts.empty(1, k, 33, gate=None, up=format, down="int4")
+    bundle_bytes = FORMATS[format].bits_per_weight() * 32 * k / 8
+    assert experts._core.bundles("up") == (2, -(-bundle_bytes // 64) * 64)
 
 
-class Int4Panels:
-    """An int4 matrix with groups of 32 as it lies in a file: uint8 (panels, bytes of a panel)."""
+class Int4Bundles:
+    """An int4 matrix with groups of 32 as it lies in a file: uint8 (bundles, bytes of a bundle)."""
 
-    def __init__(self, panels: np.ndarray, k: int):
-        blocks = -(-k // 32)
-        header_bytes = -(-blocks * 16 // 64) * 64
-        self.panels = len(panels)
-        self.blocks = blocks
-        self.header, self.data = panels[:, :header_bytes], panels[:, header_bytes:]
+    def __init__(self, bundles: np.ndarray, k: int):
+        self.blocks = -(-k // 32)
+        self.panels = 4 * len(bundles)
+        # Of each block of 32 K the scales of 4 panels, then their weights.
+        blocks = bundles.reshape(len(bundles), self.blocks, 4 * 16 + 4 * 128)
+        self.header = blocks[:, :, : 4 * 16].reshape(len(bundles), self.blocks, 4, 16)
+        self.data = blocks[:, :, 4 * 16 :].reshape(len(bundles), self.blocks, 4, 4, 8, 4)
 
     def scales(self, panel: int, block: int) -> np.ndarray:
         """One 16-byte load: the bf16 scales of 8 rows."""
-        bits = self.header[panel, 16 * block : 16 * (block + 1)].copy().view(np.uint16)
+        bits = self.header[panel // 4, block, panel % 4].copy().view(np.uint16)
         return reference.from_bf16(bits).astype(np.float64)
 
     def load(self, panel: int, block: int, j: int) -> np.ndarray:
         """One 32-byte load: of each row 4 K in the low nibbles, and 4 in the high ones."""
-        begin = 128 * block + 32 * j
-        return self.data[panel, begin : begin + 32].reshape(8, 4)
+        return self.data[panel // 4, block, panel % 4, j]
 
     def values(self, panel: int, block: int) -> np.ndarray:
         """32 vectors, one for each of K; a lane is a row."""
@@ -105,7 +105,7 @@ class Int4Panels:
         return vectors
 
 
-def transposed_one(w: Int4Panels, dy: np.ndarray) -> np.ndarray:
+def transposed_one(w: Int4Bundles, dy: np.ndarray) -> np.ndarray:
     """W^T dy of one row: a lane stays a row, and lanes are summed once at the end of a block."""
     dx = np.empty(32 * w.blocks)
     for block in range(w.blocks):
@@ -118,7 +118,7 @@ def transposed_one(w: Int4Panels, dy: np.ndarray) -> np.ndarray:
     return dx
 
 
-def transposed_many(w: Int4Panels, dy: np.ndarray) -> np.ndarray:
+def transposed_many(w: Int4Bundles, dy: np.ndarray) -> np.ndarray:
     """W^T dy of many rows: four 8 x 8 transposes make a lane a K, then it is a plain product."""
     dx = np.zeros((len(dy), 32 * w.blocks))
     for panel in range(w.panels):
@@ -145,7 +145,7 @@ def test_the_backward_product_reads_the_same_bytes(tmp_path, rng):
     weight = np.repeat(scales, 32, axis=1)[:, :k].astype(np.float64) * (q - 8.0)
     dy = rng.standard_normal((5, n))
     expected = dy @ weight
-    w = Int4Panels(stored, k)
+    w = Int4Bundles(stored, k)
     padded = np.zeros((5, 8 * w.panels))
     padded[:, :n] = dy
     many = transposed_many(w, padded)

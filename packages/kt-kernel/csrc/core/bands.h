@@ -17,8 +17,9 @@ namespace kt {
 // 32 panels are half a MiB or less.
 constexpr int64_t kMaxBand = 32;
 constexpr int64_t kMaxBandOfOneTile = 128;
-// A block of K of the projection that reads these outputs, and whole vectors of every target.
-constexpr int64_t kMinBand = kBlock / kPanelRows;
+// A bundle, and a block of K of the projection that reads these outputs.
+constexpr int64_t kMinBand = kBundlePanels;
+static_assert(kMinBand * kPanelRows % kBlock == 0);
 // Enough for those who finish early to help the others.
 constexpr int64_t kUnitsPerWorker = 8;
 

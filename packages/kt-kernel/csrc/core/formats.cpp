@@ -7,23 +7,6 @@
 #include "kt/check.h"
 
 namespace kt {
-namespace {
-
-constexpr int64_t kPage = 4096;
-// Panels are read several at a time. Where all lie at the same place of their pages they are read
-// more slowly than where they are this far apart (ADR 0003).
-constexpr int64_t kApart = 256;
-
-// The distance between panels of so many bytes.
-int64_t panel_distance(int64_t bytes) {
-  const int64_t lines = round_up(bytes, 64);
-  const bool meet = lines % kPage < kApart;
-  // Of a short panel it would be a large part.
-  return meet && lines >= 2 * kPage ? lines / kPage * kPage + kApart : lines;
-}
-
-}  // namespace
-
 Format format_from_name(const char* op, const char* name) {
   std::string known;
   for (int i = 0; i < kNumFormats; ++i) {
@@ -43,7 +26,7 @@ PackedMatrix shape_matrix(const char* op, Format format, int n, int k, int group
   matrix.format = format;
   matrix.n = n;
   matrix.k = k;
-  matrix.n_padded = round_up(n, kPanelRows * kPanelPair);
+  matrix.n_padded = round_up(n, kBundleRows);
   matrix.k_padded = round_up(k, kBlock);
   if (facts.group == kChosenGroup) {
     KT_CHECK(op, group_size == 0 || group_size == 32 || group_size == 64 || group_size == 128,
@@ -55,14 +38,14 @@ PackedMatrix shape_matrix(const char* op, Format format, int n, int k, int group
              " must have a multiple of ", facts.source_k, " columns; got ", k);
   }
   const int64_t groups = matrix.group_size == 0 ? 0 : ceil_div(k, matrix.group_size);
-  matrix.header_bytes = round_up(groups * facts.header_bytes, 64);
-  matrix.panel_bytes =
-      panel_distance(matrix.header_bytes + int64_t{matrix.k_padded} / kBlock * facts.data_bytes);
+  matrix.bundle_bytes = round_up(
+      groups * facts.bundle_header_bytes() + matrix.k_padded / kBlock * facts.bundle_data_bytes(),
+      64);
   return matrix;
 }
 
 size_t matrix_bytes(const PackedMatrix& matrix) {
-  return static_cast<size_t>(matrix.n_padded / kPanelRows) * matrix.panel_bytes;
+  return static_cast<size_t>(matrix.n_padded / kBundleRows) * matrix.bundle_bytes;
 }
 
 }  // namespace kt

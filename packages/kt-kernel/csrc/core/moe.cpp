@@ -300,9 +300,7 @@ void Moe::run(Worker& worker, const MoeCall& call, int64_t live_rows) {
                       [&](int64_t begin, int64_t end) { s.prepare(call, {begin, end}); });
 
   const Experts& experts = *s.experts;
-  const auto panels_of = [](int outputs) {
-    return ceil_div(round_up(outputs, kPanelRows * kPanelPair), kPanelRows);
-  };
+  const auto panels_of = [](int outputs) { return round_up(outputs, kBundleRows) / kPanelRows; };
   const State::Workspace& space = s.workspaces[worker.id()];
   s.for_each_tile(
       worker, panels_of(experts.intermediate_size()),

@@ -51,8 +51,8 @@ void negate_output(const GemmArgs& args) {
 
 void negate_output(
     const PackArgs& args) {  // every stored byte; what they decode to has no sign bit
-  std::byte* const begin = args.into.data + args.panels.begin * args.into.panel_bytes;
-  std::byte* const end = args.into.data + args.panels.end * args.into.panel_bytes;
+  std::byte* const begin = args.into.bundle_of(args.panels.begin);
+  std::byte* const end = args.into.bundle_of(args.panels.end);
   std::for_each(begin, end, [](std::byte& byte) { byte = ~byte; });
 }
 

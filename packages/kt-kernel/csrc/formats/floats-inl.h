@@ -7,6 +7,7 @@ struct Float32 : FloatWeights {
   static constexpr FormatInfo kInfo = {.name = "float32",
                                        .act_mode = ActMode::f32,
                                        .data_bytes = kBlock * kPanelRows * 4,
+                                       .run = kRun,
                                        .header_bytes = 0,
                                        .group = 0,
                                        .source_k = 0,
@@ -15,11 +16,11 @@ struct Float32 : FloatWeights {
                                        .source_zeros = false,
                                        .takes_floats = true,
                                        .weight_error = 0.0f,
-                                       .layout = "data float32 [K][8]"};
+                                       .layout = "data float32 [4][8]"};
 
   struct Block : PackedBlock {
     void load4(int k, Vec::F (&w)[4]) const {
-      for (int i = 0; i < 4; ++i) w[i] = Vec::load_f32(data + (k + i) * 32, stride);
+      for (int i = 0; i < 4; ++i) w[i] = Vec::load_f32(data + kInfo.run_offset(k) + i * 32, stride);
     }
   };
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
@@ -27,8 +28,7 @@ struct Float32 : FloatWeights {
     for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
       float x[kBlock];
       from.load(block, x);
-      std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
-      for (int i = 0; i < kBlock; ++i) put(data, i * kPanelRows + to.lane, x[i]);
+      for (int i = 0; i < kBlock; ++i) put(to.run(block, i), i % kRun * kPanelRows + to.lane, x[i]);
     }
   }
 };
@@ -39,6 +39,7 @@ struct Bf16 : FloatWeights {
   static constexpr FormatInfo kInfo = {.name = "bf16",
                                        .act_mode = ActMode::bf16,
                                        .data_bytes = kBlock * kPanelRows * 2,
+                                       .run = kRun,
                                        .header_bytes = 0,
                                        .group = 0,
                                        .source_k = 0,
@@ -47,12 +48,17 @@ struct Bf16 : FloatWeights {
                                        .source_zeros = false,
                                        .takes_floats = true,
                                        .weight_error = 0.00166f,
-                                       .layout = "data bfloat16 [K/2][8][2]"};
+                                       .layout = "data bfloat16 [2][8][2]"};
 
+  // Two neighbours in K of a block, of all lanes.
+  static Vec::I load_pair(const std::byte* block, int pair) {
+    const int k = 2 * pair;
+    return Vec::load_i(block + kInfo.run_offset(k) + k % kRun / 2 * 32, kInfo.run_bytes());
+  }
   struct Block : PackedBlock {
     void load4(int k, Vec::F (&w)[4]) const {
       for (int i = 0; i < 4; i += 2) {
-        const Vec::I pairs = Vec::load_i(data + (k + i) / 2 * 32, stride);
+        const Vec::I pairs = load_pair(data, (k + i) / 2);
         w[i] = Vec::even_bf16(pairs);
         w[i + 1] = Vec::odd_bf16(pairs);
       }
@@ -65,8 +71,8 @@ struct Bf16 : FloatWeights {
       uint16_t rounded[kBlock];
       from.load(block, x);
       for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::store_bf16(rounded + i, Vec::load(x + i));
-      std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
-      for (int i = 0; i < kBlock / 2; ++i) put_word(data, i, to.lane, rounded + 2 * i);
+      for (int i = 0; i < kBlock; i += 2)
+        put_word(to.run(block, i), i % kRun / 2, to.lane, rounded + i);
     }
   }
 };
@@ -76,6 +82,7 @@ struct F16 : FloatWeights {
   static constexpr FormatInfo kInfo = {.name = "f16",
                                        .act_mode = ActMode::f32,
                                        .data_bytes = kBlock * kPanelRows * 2,
+                                       .run = kRun,
                                        .header_bytes = 0,
                                        .group = 0,
                                        .source_k = 0,
@@ -84,11 +91,11 @@ struct F16 : FloatWeights {
                                        .source_zeros = false,
                                        .takes_floats = true,
                                        .weight_error = 0.00021f,
-                                       .layout = "data float16 [K][8]"};
+                                       .layout = "data float16 [4][8]"};
 
   struct Block : PackedBlock {
     void load4(int k, Vec::F (&w)[4]) const {
-      for (int i = 0; i < 4; ++i) w[i] = Vec::load_f16(data + (k + i) * 16, stride);
+      for (int i = 0; i < 4; ++i) w[i] = Vec::load_f16(data + kInfo.run_offset(k) + i * 16, stride);
     }
   };
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
@@ -98,21 +105,22 @@ struct F16 : FloatWeights {
       uint16_t rounded[kBlock];
       from.load(block, x);
       for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::store_f16(rounded + i, Vec::load(x + i));
-      std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
-      for (int i = 0; i < kBlock; ++i) put(data, i * kPanelRows + to.lane, rounded[i]);
+      for (int i = 0; i < kBlock; ++i)
+        put(to.run(block, i), i % kRun * kPanelRows + to.lane, rounded[i]);
     }
   }
 };
 
 // e4m3 without infinities (OCP OFP8; Micikevicius et al. 2022): value = scale * e4m3. The panel
-// keeps one float per 128 of K, because 8 rows lie in one tile of 128.
+// keeps one float per 128 of K, because 8 rows lie in one tile of 128, and 4 bytes of zero, so that
+// data of 32 bytes never lie in two lines.
 struct Fp8 : FloatWeights {
   static constexpr int kTile = 128;
   static constexpr FormatInfo kInfo = {
       .name = "fp8",
       .act_mode = ActMode::bf16,
       .data_bytes = kBlock * kPanelRows,
-      .header_bytes = 4,
+      .header_bytes = 8,
       .group = kTile,
       .source_k = 1,
       .source_bytes = 1,
@@ -120,7 +128,9 @@ struct Fp8 : FloatWeights {
       .source_zeros = false,
       .takes_floats = false,
       .weight_error = 0.026f,
-      .layout = "header float32 [K/128], data e4m3 [K][8], bits s m0 e3..e0 m2 m1; scale * value"};
+      .layout =
+          "header float32 scale, float32 0; data e4m3 [32][8], bits s m0 e3..e0 m2 m1; value = "
+          "scale * e4m3"};
 
   static constexpr bool kScaled = true;
 
@@ -134,13 +144,12 @@ struct Fp8 : FloatWeights {
     const int64_t tiles = (k + kTile - 1) / kTile;
     const auto* from = static_cast<const uint8_t*>(args.weight) + row * k;
     const auto* scales = static_cast<const float*>(args.scales) + row / kTile * tiles;
-    for (int64_t tile = 0; tile < tiles && row >= 0; ++tile)
-      put(to.header, static_cast<int>(tile), scales[tile]);
+    for (int64_t tile = 0; tile < tiles && row >= 0; ++tile) put(to.header(tile), 0, scales[tile]);
     for (int i = 0; i < args.into.k_padded; ++i) {
       const uint8_t value = row >= 0 && i < k ? from[i] : 0;
       // The lowest bit behind the sign: then high and low byte of the f16 that is 2^-8 times the
       // value are made with one and with two operations.
-      to.data[int64_t{i} * kPanelRows + to.lane] =
+      to.block(i / kBlock)[i % kBlock * kPanelRows + to.lane] =
           static_cast<std::byte>((value & 0x80) | (value & 0x01) << 6 | (value & 0x7e) >> 1);
     }
   }

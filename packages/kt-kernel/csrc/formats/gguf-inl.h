@@ -12,8 +12,8 @@ inline void pack_gguf_row(const PackArgs& args, int64_t row, const Lane& to) {
   const auto* source = static_cast<const uint8_t*>(args.weight) +
                        row * (args.into.k / kInfo.source_k) * kInfo.source_bytes;
   for (int block = 0; block < blocks; ++block) {
-    std::byte* const header = to.header + int64_t{block} * kInfo.header_bytes;
-    std::byte* const data = to.data + int64_t{block} * kInfo.data_bytes;
+    std::byte* const header = to.header(block);
+    std::byte* const data = to.block(block);
     if (row >= 0 && args.quantized) {
       Struct::from_source(source + int64_t{block} * kInfo.source_bytes, header, data, to.lane);
       continue;
@@ -64,7 +64,7 @@ struct Q4_0 : OffsetNibbles {
       .source_zeros = false,
       .takes_floats = true,
       .weight_error = 0.086f,
-      .layout = "header float16 scales [K/32][8], data as int4; value = scale * (q - 8)"};
+      .layout = "header float16 scales [8], data as int4; value = scale * (q - 8)"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::load_f16(group, stride);
@@ -113,7 +113,7 @@ struct Q4_1 : MinimumNibbles {
       .takes_floats = true,
       .weight_error = 0.078f,
       .layout =
-          "header [K/32] of float16 scales [8], float16 minima [8]; data as int4; value = "
+          "header float16 scales [8], float16 minima [8]; data as int4; value = "
           "scale * q + minimum"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
@@ -167,7 +167,7 @@ struct Q8_0 : SignedBytes {
       .source_zeros = false,
       .takes_floats = true,
       .weight_error = 0.0053f,
-      .layout = "header float16 scales [K/32][8], data int8 [K/4][8][4]; value = scale * q"};
+      .layout = "header float16 scales [8], data int8 [8][8][4]; value = scale * q"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::load_f16(group, stride);

@@ -37,12 +37,10 @@ inline QuantizedRow quantized_row(const PackArgs& args, int64_t row) {
 
 // Rows without zero points: q + kBias is stored, kLow <= q <= kHigh. Of floats, the value farthest
 // from 0 becomes kLow (or, where the range has a middle, kHigh). `put_block` writes 32 of them.
-template <int kLow, int kHigh, int kBias, int kHeaderBytes, class PutBlock>
-inline void pack_signed(const PackArgs& args, int64_t row, const Lane& to, int data_bytes,
-                        PutBlock put_block) {
+template <int kLow, int kHigh, int kBias, class PutBlock>
+inline void pack_signed(const PackArgs& args, int64_t row, const Lane& to, PutBlock put_block) {
   const FloatRow floats = float_row(args, row);
   for_each_group(args.into, [&](int group, int begin, int end) {
-    std::byte* const header = to.header + int64_t{group} * kHeaderBytes;
     GroupScale scale{0, 0.0f};
     if (!args.quantized) {
       Extent extent;
@@ -53,7 +51,7 @@ inline void pack_signed(const PackArgs& args, int64_t row, const Lane& to, int d
     } else if (row >= 0) {
       scale.bits = kt::float_to_bf16(quantized_row(args, row).scales[group]);
     }
-    put(header, to.lane, scale.bits);
+    put(to.header(group), to.lane, scale.bits);
     for (int block = begin; block < end; ++block) {
       int8_t q[kBlock];
       if (!args.quantized) {
@@ -70,7 +68,7 @@ inline void pack_signed(const PackArgs& args, int64_t row, const Lane& to, int d
           std::memcpy(q, quantized_row(args, row).q + block * kBlock,
                       left < kBlock ? left : kBlock);
       }
-      put_block(to.data + int64_t{block} * data_bytes, to.lane, q);
+      put_block(to.block(block), to.lane, q);
     }
   });
 }
@@ -88,15 +86,15 @@ struct Int8 : SignedBytes {
       .source_zeros = false,
       .takes_floats = true,
       .weight_error = 0.0054f,
-      .layout = "header bfloat16 scales [K/group][8], data int8 [K/4][8][4]; value = scale * q"};
+      .layout = "header bfloat16 scales [8], data int8 [8][8][4]; value = scale * q"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
     return Vec::load_bf16(group, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    pack_signed<-127, 127, 0, kInfo.header_bytes>(
-        args, row, to, kInfo.data_bytes,
-        [](std::byte* block, int lane, int8_t (&q)[kBlock]) { put_bytes(block, lane, q); });
+    pack_signed<-127, 127, 0>(args, row, to, [](std::byte* block, int lane, int8_t (&q)[kBlock]) {
+      put_bytes(block, lane, q);
+    });
   }
 };
 
@@ -114,7 +112,7 @@ struct Int4 : OffsetNibbles {
       .takes_floats = true,
       .weight_error = 0.086f,
       .layout =
-          "header bfloat16 scales [K/group][8], data uint4 [K/32][4][8][4] (two per byte, 16 "
+          "header bfloat16 scales [8], data uint4 [4][8][4] (two per byte, 16 "
           "of K apart); value = scale * (q - 8)"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
@@ -123,10 +121,9 @@ struct Int4 : OffsetNibbles {
   static Vec::I operands(const std::byte*, int, int64_t) { return Vec::set1_i(0x00080008); }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
     // Both ends of the range are used: a scale may be negative, as in Q4_0.
-    pack_signed<-8, 7, 8, kInfo.header_bytes>(
-        args, row, to, kInfo.data_bytes, [](std::byte* block, int lane, int8_t (&q)[kBlock]) {
-          put_nibbles(block, lane, reinterpret_cast<const uint8_t*>(q));
-        });
+    pack_signed<-8, 7, 8>(args, row, to, [](std::byte* block, int lane, int8_t (&q)[kBlock]) {
+      put_nibbles(block, lane, reinterpret_cast<const uint8_t*>(q));
+    });
   }
 };
 
@@ -145,7 +142,7 @@ struct Int4Zp : OffsetNibbles {
       .takes_floats = true,
       .weight_error = 0.081f,
       .layout =
-          "header [K/group] of bfloat16 scales [8], uint8 zeros [8]; data as int4; value = "
+          "header bfloat16 scales [8], uint8 zeros [8]; data as int4; value = "
           "scale * (q - zero)"};
 
   static Vec::F scale(const std::byte* group, int, int64_t stride) {
@@ -172,7 +169,7 @@ struct Int4Zp : OffsetNibbles {
         scale.bits = kt::float_to_bf16(from.scales[group]);
         zero = from.zeros[group];
       }
-      std::byte* const header = to.header + int64_t{group} * kInfo.header_bytes;
+      std::byte* const header = to.header(group);
       put(header, to.lane, scale.bits);
       put(header + 2 * kPanelRows, to.lane, zero);
       for (int block = begin; block < end; ++block) {
@@ -187,8 +184,7 @@ struct Int4Zp : OffsetNibbles {
           std::memcpy(q, quantized_row(args, row).q + block * kBlock,
                       left < kBlock ? left : kBlock);
         }
-        put_nibbles(to.data + int64_t{block} * kInfo.data_bytes, to.lane,
-                    reinterpret_cast<const uint8_t*>(q));
+        put_nibbles(to.block(block), to.lane, reinterpret_cast<const uint8_t*>(q));
       }
     });
   }

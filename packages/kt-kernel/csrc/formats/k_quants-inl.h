@@ -52,7 +52,7 @@ struct KScales {
   float minimum(int sub) const { return kt::f16_to_float(dmin) * minima[sub]; }
 };
 
-// body(source bytes or null, header, first block's data) for every super-block of a row.
+// body(source bytes, header, data of a sub-block) for every super-block of a row.
 template <class Struct, class Body>
 inline void for_each_super(const PackArgs& args, int64_t row, const Lane& to, Body&& body) {
   constexpr FormatInfo kInfo = Struct::kInfo;
@@ -61,8 +61,8 @@ inline void for_each_super(const PackArgs& args, int64_t row, const Lane& to, Bo
       static_cast<const uint8_t*>(args.weight) + row * int64_t{supers} * kInfo.source_bytes;
   static constexpr uint8_t kZeros[kInfo.source_bytes] = {};
   for (int64_t super = 0; super < supers; ++super)
-    body(row < 0 ? kZeros : from + super * kInfo.source_bytes,
-         to.header + super * kInfo.header_bytes, to.data + super * kSubBlocks * kInfo.data_bytes);
+    body(row < 0 ? kZeros : from + super * kInfo.source_bytes, to.header(super),
+         [&](int sub) { return to.block(super * kSubBlocks + sub); });
 }
 
 struct Q4_K : MinimumNibbles {
@@ -79,7 +79,7 @@ struct Q4_K : MinimumNibbles {
       .takes_floats = false,
       .weight_error = 0.078f,
       .layout =
-          "header [K/256] of float16 d [8], dmin [8], uint8 scales [8][8], minima [8][8]; "
+          "header float16 d [8], dmin [8], uint8 scales [8][8], minima [8][8]; "
           "data as int4; value = d * scale * q - dmin * minimum"};
 
   static Vec::F scale(const std::byte* group, int sub, int64_t stride) {
@@ -89,12 +89,11 @@ struct Q4_K : MinimumNibbles {
     return KHeader::minimum(group, sub, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    for_each_super<Q4_K>(
-        args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
-          KScales(from).put_to(header, to.lane);
-          for (int sub = 0; sub < kSubBlocks; ++sub)
-            put_nibbles(data + sub * kInfo.data_bytes, to.lane, nibbles(from, sub), sub % 2 * 4);
-        });
+    for_each_super<Q4_K>(args, row, to, [&](const uint8_t* from, std::byte* header, auto data) {
+      KScales(from).put_to(header, to.lane);
+      for (int sub = 0; sub < kSubBlocks; ++sub)
+        put_nibbles(data(sub), to.lane, nibbles(from, sub), sub % 2 * 4);
+    });
   }
   static void values(const uint8_t* from, float* x) {
     const KScales scales(from);
@@ -127,7 +126,7 @@ struct Q5_K : Nibbles {
       .takes_floats = false,
       .weight_error = 0.038f,
       .layout =
-          "header as q4_k; data [K/32] of uint4 as int4, then uint8 [8][4] whose bit j is "
+          "header as q4_k; data uint4 as int4, then uint8 [8][4] whose bit j is "
           "the fifth bit of K = 4j .. 4j + 3; value as q4_k"};
   static constexpr bool kHasMinimum = true;
   static constexpr int kMagnitude = 31;
@@ -157,18 +156,17 @@ struct Q5_K : Nibbles {
     return KHeader::minimum(group, sub, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    for_each_super<Q5_K>(
-        args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
-          KScales(from).put_to(header, to.lane);
-          for (int sub = 0; sub < kSubBlocks; ++sub) {
-            std::byte* const block = data + sub * kInfo.data_bytes;
-            put_nibbles(block, to.lane, nibbles(from, sub), sub % 2 * 4);
-            uint32_t fifth = 0;
-            for (int j = 0; j < kBlock / 4; ++j)
-              fifth |= (get<uint32_t>(from + KScales::kBytes + 4 * j) >> sub & 0x01010101) << j;
-            put_word(block + 128, 0, to.lane, &fifth);
-          }
-        });
+    for_each_super<Q5_K>(args, row, to, [&](const uint8_t* from, std::byte* header, auto data) {
+      KScales(from).put_to(header, to.lane);
+      for (int sub = 0; sub < kSubBlocks; ++sub) {
+        std::byte* const block = data(sub);
+        put_nibbles(block, to.lane, nibbles(from, sub), sub % 2 * 4);
+        uint32_t fifth = 0;
+        for (int j = 0; j < kBlock / 4; ++j)
+          fifth |= (get<uint32_t>(from + KScales::kBytes + 4 * j) >> sub & 0x01010101) << j;
+        put_word(block + 128, 0, to.lane, &fifth);
+      }
+    });
   }
   static void values(const uint8_t* from, float* x) {
     const KScales scales(from);
@@ -205,7 +203,7 @@ struct Q6_K : Nibbles {
       .takes_floats = false,
       .weight_error = 0.019f,
       .layout =
-          "header [K/256] of float16 d [8], int8 scales [16][8]; data [K/32] of uint4 as "
+          "header float16 d [8], int8 scales [16][8]; data uint4 as "
           "int4, then uint8 [2][8][4] whose bit pair j % 4 of the j / 4 th is bits 4 and 5 of "
           "K = 4j .. 4j + 3; value = d * scale * (q - 32)"};
   static constexpr bool kHasMinimum = false, kHasHalves = true;
@@ -238,25 +236,24 @@ struct Q6_K : Nibbles {
     return Vec::load_f16(group, stride);
   }
   static void pack_row(const PackArgs& args, int64_t row, const Lane& to) {
-    for_each_super<Q6_K>(
-        args, row, to, [&](const uint8_t* from, std::byte* header, std::byte* data) {
-          put(header, to.lane, get<uint16_t>(from + kScaleAt));
-          for (int i = 0; i < 2 * kSubBlocks; ++i)
-            put(header + kScales, i * kPanelRows + to.lane, from[kSubScalesAt + i]);
-          for (int sub = 0; sub < kSubBlocks; ++sub) {
-            const Quarter quarter(from, sub);
-            std::byte* const block = data + sub * kInfo.data_bytes;
-            put_nibbles(block, to.lane, quarter.low, quarter.low_shift);
-            for (int half = 0; half < 2; ++half) {
-              uint32_t pairs = 0;
-              for (int j = 0; j < 4; ++j) {
-                const auto four = get<uint32_t>(quarter.high + 16 * half + 4 * j);
-                pairs |= (four >> quarter.high_shift & 0x03030303) << (2 * j);
-              }
-              put_word(block + 128 + 32 * half, 0, to.lane, &pairs);
-            }
+    for_each_super<Q6_K>(args, row, to, [&](const uint8_t* from, std::byte* header, auto data) {
+      put(header, to.lane, get<uint16_t>(from + kScaleAt));
+      for (int i = 0; i < 2 * kSubBlocks; ++i)
+        put(header + kScales, i * kPanelRows + to.lane, from[kSubScalesAt + i]);
+      for (int sub = 0; sub < kSubBlocks; ++sub) {
+        const Quarter quarter(from, sub);
+        std::byte* const block = data(sub);
+        put_nibbles(block, to.lane, quarter.low, quarter.low_shift);
+        for (int half = 0; half < 2; ++half) {
+          uint32_t pairs = 0;
+          for (int j = 0; j < 4; ++j) {
+            const auto four = get<uint32_t>(quarter.high + 16 * half + 4 * j);
+            pairs |= (four >> quarter.high_shift & 0x03030303) << (2 * j);
           }
-        });
+          put_word(block + 128 + 32 * half, 0, to.lane, &pairs);
+        }
+      }
+    });
   }
   static void values(const uint8_t* from, float* x) {
     const float d = kt::f16_to_float(get<uint16_t>(from + kScaleAt));

@@ -18,7 +18,7 @@ struct Mxfp4 : Nibbles {
       .source_zeros = false,
       .takes_floats = true,
       .weight_error = 0.115f,
-      .layout = "header e8m0 scales [K/32][8], data e2m1 as int4; value = 2^(scale - 127) * e2m1"};
+      .layout = "header e8m0 scales [8], data e2m1 as int4; value = 2^(scale - 127) * e2m1"};
   static constexpr bool kHasMinimum = false;
   static constexpr int kMagnitude = 12;
   static constexpr uint8_t kTwicePlus12[16] = {12, 13, 14, 15, 16, 18, 20, 24,
@@ -53,8 +53,8 @@ struct Mxfp4 : Nibbles {
         float_row(args, row).load(block, x);
         exponent = round_to_mxfp4(x, q);
       }
-      put(to.header + int64_t{block} * kInfo.header_bytes, to.lane, exponent);
-      put_nibbles(to.data + int64_t{block} * kInfo.data_bytes, to.lane, q);
+      put(to.header(block), to.lane, exponent);
+      put_nibbles(to.block(block), to.lane, q);
     }
   }
 

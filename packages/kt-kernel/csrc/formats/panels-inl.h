@@ -26,7 +26,8 @@
 //   center(operands, w)             takes the offset from the bytes themselves
 //   kMagnitude                      the largest magnitude of what center() leaves
 // where block and group point at a block's data and at its group's header, sub counts the blocks of
-// a group, and stride is the distance of the panels that one vector spans.
+// a group, and stride is the distance of the panels that one vector spans: run_bytes() of the data,
+// header_bytes of headers.
 
 // Row `row` of a float matrix, 32 values at a time; beyond its end, and for row < 0, zeros.
 struct FloatRow {
@@ -55,11 +56,27 @@ inline FloatRow float_row(const PackArgs& args, int64_t row) {
   return {args.weight, args.dtype, row, args.into.k};
 }
 
-// One row's place in a panel.
+// One row's place in a panel of a bundle.
 struct Lane {
-  std::byte* header;  // of the panel
-  std::byte* data;
-  int lane;
+  std::byte* bundle;
+  int panel, lane;
+  FormatInfo facts;
+  int64_t per_group;  // blocks
+
+  std::byte* header(int64_t group) const {
+    return bundle + group * group_bytes() + panel * facts.header_bytes;
+  }
+  std::byte* block(int64_t block) const {
+    return bundle + block / per_group * group_bytes() + facts.bundle_header_bytes() +
+           block % per_group * facts.bundle_data_bytes() + panel * facts.run_bytes();
+  }
+  // Of block `index` the run that holds its k th of K.
+  std::byte* run(int64_t index, int k) const { return block(index) + facts.run_offset(k); }
+
+ private:
+  int64_t group_bytes() const {
+    return facts.bundle_header_bytes() + per_group * facts.bundle_data_bytes();
+  }
 };
 
 // 4 bytes of K of one row; `word` counts them within a block.
@@ -100,6 +117,8 @@ inline T get(const void* from) {
 // Parts that several formats are made of, to be inherited.
 struct FloatWeights {
   static constexpr bool kInteger = false, kScaled = false;
+  // The panels of a bundle take turns after 4 of K, which load4 reads at a time.
+  static constexpr int kRun = 4;
   struct PackedBlock {  // weights that need no preparation
     const std::byte* data;
     int64_t stride;

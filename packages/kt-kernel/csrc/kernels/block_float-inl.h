@@ -27,27 +27,25 @@ struct FloatSums {
   }
 };
 
-// What many rows ask for while they multiply `bytes` of each panel: the same bytes of the next
-// panels into the second-level cache, and the bytes behind, which are there already, into the
+// What many rows ask for while they multiply `bytes` of each bundle: the same bytes of the next
+// bundles into the second-level cache, and the bytes behind, which are there already, into the
 // first. A few lines with each share of rows: a core has some 12 requests on their way, and all
 // lines at once took a tenth of the time.
 template <int kPanels>
 struct FloatsAhead {
   const std::byte* const (&data)[kPanels];
-  int64_t stride;
+  int64_t bundle;  // from one bundle to the next
   int bytes;
-  static constexpr int kVectorPanels = Vec::kLanes / kPanelRows;
-  static constexpr int kStep = kPanels * kVectorPanels;
+  static constexpr int kBundles = kPanels * Vec::kLanes / kBundleRows;
   static constexpr int kLine = 64;
 
-  int lines() const { return kStep * bytes / kLine; }
+  int lines() const { return kBundles * bytes / kLine; }
   void prefetch(int line) const {
-    const int panel = line % kStep;
     // A number, not a pointer: what follows may lie beyond the matrix.
-    const auto here = reinterpret_cast<uintptr_t>(data[panel / kVectorPanels]) +
-                      panel % kVectorPanels * stride + line / kStep * kLine;
+    const auto here = reinterpret_cast<uintptr_t>(data[line % kBundles * (kPanels / kBundles)]) +
+                      line / kBundles * kLine;
     __builtin_prefetch(reinterpret_cast<const void*>(here + bytes), 0, 3);
-    __builtin_prefetch(reinterpret_cast<const void*>(here + kStep * stride), 0, 2);
+    __builtin_prefetch(reinterpret_cast<const void*>(here + kBundles * bundle), 0, 2);
   }
 };
 
@@ -94,19 +92,20 @@ __attribute__((noinline)) void multiply_floats(int count, const float* a, int ro
 template <class Weights, int kRows, int kPanels>
 inline void multiply_float_blocks(int count, const std::byte* const (&data)[kPanels],
                                   const std::byte* const (&header)[kPanels], int sub,
-                                  int64_t stride, const ActTile& act, int64_t index,
+                                  const ActTile& act, int64_t index, int64_t bundle,
                                   Vec::F (*sums)[kPanels]) {
+  constexpr FormatInfo kInfo = Weights::kInfo;
   const int64_t block_stride = int64_t{act.rows} * kBlock;
   const float* a = static_cast<const float*>(act.data) + index * block_stride;
   Vec::F scale[kPanels];
   if constexpr (Weights::kScaled)
-    for (int p = 0; p < kPanels; ++p) scale[p] = Weights::scale(header[p], sub, stride);
+    for (int p = 0; p < kPanels; ++p) scale[p] = Weights::scale(header[p], sub, kInfo.header_bytes);
   if constexpr (kRows) {
     FloatSums<kRows, kPanels, Weights::kScaled> products(sums);
     for (int block = 0; block < count; ++block, a += block_stride) {
       typename Weights::Block packed[kPanels];
       for (int p = 0; p < kPanels; ++p)
-        packed[p].set(data[p] + block * Weights::kInfo.data_bytes, stride);
+        packed[p].set(data[p] + block * kInfo.bundle_data_bytes(), kInfo.run_bytes());
       for (int k = 0; k < kBlock; k += 4) {
         unrolled<kPanels>([&](auto p) {
           Vec::F w[4];
@@ -124,7 +123,7 @@ inline void multiply_float_blocks(int count, const std::byte* const (&data)[kPan
     for (int block = 0; block < count; ++block) {
       for (int p = 0; p < kPanels; ++p) {
         typename Weights::Block packed;
-        packed.set(data[p] + block * Weights::kInfo.data_bytes, stride);
+        packed.set(data[p] + block * kInfo.bundle_data_bytes(), kInfo.run_bytes());
         for (int k = 0; k < kBlock; k += 4) {
           Vec::F four[4];
           packed.load4(k, four);
@@ -132,7 +131,7 @@ inline void multiply_float_blocks(int count, const std::byte* const (&data)[kPan
         }
       }
     }
-    const FloatsAhead<kPanels> ahead{data, stride, count * Weights::kInfo.data_bytes};
+    const FloatsAhead<kPanels> ahead{data, bundle, count * kInfo.bundle_data_bytes()};
     multiply_floats<kPanels, Weights::kScaled>(count, a, act.rows, w, scale, ahead, sums);
   }
 }

@@ -24,8 +24,8 @@ struct BlockScale {
 
   BlockScale() = default;
   template <class Operands>
-  BlockScale(const std::byte* group, int sub, int64_t stride, Operands operands)
-      : scale(Weights::scale(group, sub, stride)) {
+  BlockScale(const std::byte* group, int sub, Operands operands)
+      : scale(Weights::scale(group, sub, Weights::kInfo.header_bytes)) {
     if constexpr (Weights::kHasMinimum) minimum = operands;
   }
   Vec::F add(Vec::F sum, Vec::I dot, const ActTile& act, int64_t row) const {
@@ -37,12 +37,12 @@ struct BlockScale {
 
 // One block of integer products for kRows rows and one vector of outputs.
 template <class Weights, int kRows, int kPanel, int kPanels>
-inline void multiply_few(const std::byte* block, const std::byte* group, int sub, int64_t stride,
+inline void multiply_few(const std::byte* block, const std::byte* group, int sub,
                          const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
   Vec::I w[8];
-  Weights::unpack(block, stride, w);
-  const auto operands = Weights::operands(group, sub, stride);
-  const BlockScale<Weights> scale(group, sub, stride, operands);
+  Weights::unpack(block, Weights::kInfo.run_bytes(), w);
+  const auto operands = Weights::operands(group, sub, Weights::kInfo.header_bytes);
+  const BlockScale<Weights> scale(group, sub, operands);
   unrolled<kRows>([&](auto row) {
     const int64_t at = index * kRows + row;
     const VectorProducts products{w, static_cast<const int8_t*>(act.data) + at * kBlock};
@@ -53,29 +53,28 @@ inline void multiply_few(const std::byte* block, const std::byte* group, int sub
 
 // A block's weights as the many-row products want them: unpacked, without their offset.
 template <class Weights, class Operands>
-inline void unpack_centered(const std::byte* block, int64_t stride, Operands operands,
-                            Vec::I (&w)[8]) {
-  Weights::unpack(block, stride, w);
+inline void unpack_centered(const std::byte* block, Operands operands, Vec::I (&w)[8]) {
+  Weights::unpack(block, Weights::kInfo.run_bytes(), w);
   Weights::center(operands, w);
 }
 
 // One block of integer products for all rows of a tile and all its vectors of outputs.
 template <class Weights, int kPanels>
 inline void multiply_many(const std::byte* const (&data)[kPanels],
-                          const std::byte* const (&header)[kPanels], int sub, int64_t stride,
-                          const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
+                          const std::byte* const (&header)[kPanels], int sub, const ActTile& act,
+                          int64_t index, Vec::F (*sums)[kPanels]) {
   using Block = Dot::Block<Weights::kMagnitude, Weights::kHasHalves>;
   Block blocks[kPanels];
   BlockScale<Weights> scales[kPanels];
   for (int p = 0; p < kPanels; ++p) {
-    const auto operands = Weights::operands(header[p], sub, stride);
+    const auto operands = Weights::operands(header[p], sub, Weights::kInfo.header_bytes);
     Vec::I w[8];
-    unpack_centered<Weights>(data[p], stride, operands, w);
+    unpack_centered<Weights>(data[p], operands, w);
     if constexpr (Weights::kHasHalves)
       blocks[p].set(w, operands);
     else
       blocks[p].set(w, Vec::zero_i());
-    scales[p] = {header[p], sub, stride, operands};
+    scales[p] = {header[p], sub, operands};
   }
   for (int row = 0; row < act.rows; ++row) {
     const int64_t at = index * act.rows + row;

@@ -13,27 +13,25 @@ struct DotBf16 : Bf16 {
 
   template <int kPanels>
   static void multiply(const std::byte* const (&data)[kPanels], const std::byte* const (&)[kPanels],
-                       int, int64_t stride, const ActTile& act, int64_t index,
-                       Vec::F (*sums)[kPanels]) {
+                       int, const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
     alignas(64) uint16_t a[kTileRows][kBlock];
     load_bf16_rows(act, index, a);
     for (int row = 0; row < act.rows; row += kRows) {
       const int count = act.rows - row < kRows ? act.rows - row : kRows;
-      with_rows<kRows>(count,
-                       [&](auto rows) { multiply_pairs<rows>(data, stride, a + row, sums + row); });
+      with_rows<kRows>(count, [&](auto rows) { multiply_pairs<rows>(data, a + row, sums + row); });
     }
   }
 
  private:
   template <int kCount, int kPanels>
-  static void multiply_pairs(const std::byte* const (&data)[kPanels], int64_t stride,
-                             const uint16_t (*a)[kBlock], Vec::F (*sums)[kPanels]) {
+  static void multiply_pairs(const std::byte* const (&data)[kPanels], const uint16_t (*a)[kBlock],
+                             Vec::F (*sums)[kPanels]) {
     Vec::F local[kCount][kPanels];
     for (int row = 0; row < kCount; ++row)
       for (int p = 0; p < kPanels; ++p) local[row][p] = sums[row][p];
     for (int pair = 0; pair < kBlock / 2; ++pair) {
       Vec::I w[kPanels];
-      for (int p = 0; p < kPanels; ++p) w[p] = Vec::load_i(data[p] + 32 * pair, stride);
+      for (int p = 0; p < kPanels; ++p) w[p] = load_pair(data[p], pair);
       for (int row = 0; row < kCount; ++row) {
         const Vec::I x = Vec::broadcast4(a[row] + 2 * pair);
         for (int p = 0; p < kPanels; ++p) local[row][p] = dpbf16(local[row][p], x, w[p]);

@@ -24,78 +24,84 @@ constexpr bool multiplies_tile() {
 }
 
 // Blocks that are multiplied together: some of floats, whose sums are loaded, stored and scaled
-// less often. A few rows of floats without a scale keep their sums in registers from the first
-// block to the last: for them one block, so that they ask for what follows in shares half as large,
-// behind which their own loads wait (ADR 0006).
+// less often.
 template <class Weights, int kRows>
 constexpr int blocks_at_once() {
-  if constexpr (Weights::kInteger || multiplies_tile<Weights, kRows>())
-    return 1;
-  else
-    return kRows && !Weights::kScaled ? 1 : kFloatBlocks;
+  return Weights::kInteger || multiplies_tile<Weights, kRows>() ? 1 : kFloatBlocks;
 }
 
 // `count` blocks, at most blocks_at_once, of all rows and panels, by the way that suits format and
 // number of rows.
 template <class Weights, int kRows, int kPanels>
 inline void multiply_blocks(int count, const std::byte* const (&data)[kPanels],
-                            const std::byte* const (&header)[kPanels], int sub, int64_t stride,
-                            const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
+                            const std::byte* const (&header)[kPanels], int sub, const ActTile& act,
+                            int64_t index, int64_t bundle, Vec::F (*sums)[kPanels]) {
   if constexpr (multiplies_tile<Weights, kRows>()) {
-    Weights::multiply(data, header, sub, stride, act, index, sums);
+    Weights::multiply(data, header, sub, act, index, sums);
   } else if constexpr (Weights::kInteger && !kRows) {
-    multiply_many<Weights>(data, header, sub, stride, act, index, sums);
+    multiply_many<Weights>(data, header, sub, act, index, sums);
   } else if constexpr (Weights::kInteger) {
     unrolled<kPanels>([&](auto p) {
-      multiply_few<Weights, kRows, p>(data[p], header[p], sub, stride, act, index, sums);
+      multiply_few<Weights, kRows, p>(data[p], header[p], sub, act, index, sums);
     });
   } else {
-    multiply_float_blocks<Weights, kRows>(count, data, header, sub, stride, act, index, sums);
+    multiply_float_blocks<Weights, kRows>(count, data, header, sub, act, index, bundle, sums);
   }
 }
 
-// Panels are streams of a few pages each, too short for the hardware to run ahead in them. What few
-// rows ask for: each of kStep panels, header and data as the one stretch of `bytes` that they are,
-// kAhead before its use, and after its end its successor, kStep panels on. Into the second-level
-// cache: the first has few requests on their way at a time, and on Zen 4 those alone take a core to
-// no more than 12 of its 28 GB/s (ADR 0006).
-template <int kStep>
-class PanelsAhead {
- public:
-  // `fresh`: no call for the panels before has asked for the start of these.
-  PanelsAhead(const std::byte* panels, int64_t bytes, int64_t stride, bool fresh)
-      : here_(reinterpret_cast<uintptr_t>(panels)),
-        bytes_(round_up(bytes, kLine)),
-        stride_(stride),
-        distance_(std::min(kAhead, bytes_)),
-        asked_(fresh ? 0 : distance_) {}
+// Few rows read bundles as one stream, as fast as hardware fetches ahead in it; what they would ask
+// for themselves comes in its way (ADR 0006). Many rows have time, and some do not read in the
+// order of memory: the same block of the next kStep panels goes into the second-level cache, the
+// next block of these, which is there already, into the first.
+template <class Weights, int kStep>
+struct PanelsAhead {
+  static constexpr FormatInfo kInfo = Weights::kInfo;
+  static constexpr int kLine = 64;
+  // From a block to the next, where it does not begin a group of several.
+  static constexpr int kBlockBytes =
+      kInfo.bundle_data_bytes() + (kInfo.group == kBlock ? kInfo.bundle_header_bytes() : 0);
+  // Where blocks may begin in the middle of a line, one line more holds them.
+  static constexpr int kBeyond = kInfo.bundle_header_bytes() % kLine ? kLine / 2 : 0;
+  static_assert(kBundlePanels % kStep == 0);
+  int64_t bundle;  // from one bundle to the next
+  int64_t panels;  // from these panels to the next
 
-  // Of each panel, `used` bytes have been used.
-  void advance(int64_t used) {
-    for (; asked_ < used + distance_; asked_ += kLine) {
-      // What follows may lie beyond the matrix: a number, not a pointer.
-      const uintptr_t line = here_ + asked_ + (asked_ < bytes_ ? 0 : kStep * stride_ - bytes_);
-      for (int panel = 0; panel < kStep; ++panel)
-        __builtin_prefetch(reinterpret_cast<const void*>(line + panel * stride_), 0, 2);
+  PanelsAhead(const PackedMatrix& b, int64_t panel)
+      : bundle(b.bundle_bytes),
+        panels(panel % kBundlePanels + kStep < kBundlePanels
+                   ? kStep * kInfo.run_bytes()
+                   : bundle - (kBundlePanels - kStep) * kInfo.run_bytes()) {}
+
+  void data(const std::byte* here) const {
+    for (int run = 0; run < kInfo.bundle_data_bytes(); run += kBundlePanels * kInfo.run_bytes()) {
+      for (int line = 0; line < kStep * kInfo.run_bytes() + kBeyond; line += kLine) {
+        prefetch<3>(here, kBlockBytes + run + line);
+        prefetch<2>(here, panels + run + line);
+      }
+    }
+  }
+  void header(const std::byte* here) const {
+    for (int line = 0; line < kInfo.bundle_header_bytes(); line += kLine) {
+      if constexpr (kInfo.group == kBlock) prefetch<3>(here, kBlockBytes + line);
+      prefetch<2>(here, bundle + line);
     }
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-  static constexpr int64_t kAhead = 4096;  // 1024 and 8192 gave less (ADR 0006)
-  uintptr_t here_;
-  int64_t bytes_, stride_, distance_, asked_;
+  // What follows may lie beyond the matrix: a number, not a pointer.
+  template <int kLocality>
+  static void prefetch(const std::byte* here, int64_t distance) {
+    const auto at = reinterpret_cast<uintptr_t>(here) + distance;
+    __builtin_prefetch(reinterpret_cast<const void*>(at), 0, kLocality);
+  }
 };
 
-// Many rows have time: the same block of the next panels goes into the second-level cache, the next
-// block, which is there already, into the first.
-template <int kStep>
-inline void prefetch_ahead(const std::byte* data, int bytes, int64_t stride) {
-  const auto here = reinterpret_cast<uintptr_t>(data);  // numbers, as above
-  for (int line = 0; line < bytes; line += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(here + bytes + line), 0, 3);
-    __builtin_prefetch(reinterpret_cast<const void*>(here + kStep * stride + line), 0, 2);
-  }
+// Headers of several lines, before the data behind them: hardware loses a stream whose lines are
+// not read in the order of memory.
+template <class Weights>
+inline void read_header_in_order(const std::byte* header) {
+  for (int line = 0; line < Weights::kInfo.bundle_header_bytes(); line += 64)
+    static_cast<void>(*static_cast<const volatile std::byte*>(header + line));
 }
 
 // The outputs of kPanels vectors from panel `panel` on, for all rows of the tile.
@@ -104,16 +110,15 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
   constexpr int kVectorPanels = Vec::kLanes / kPanelRows;
   constexpr int kStep = kPanels * kVectorPanels;  // panels of one call
   constexpr FormatInfo kInfo = Weights::kInfo;
-  // Which asks for what follows by itself (FloatsAhead).
-  constexpr bool kFloatTile = !kRows && !Weights::kInteger && !multiplies_tile<Weights, kRows>();
+  static_assert(kInfo.bundle_header_bytes() % 32 == 0, "vectors of data would lie in two lines");
   const int rows = kRows ? kRows : args.a.rows;
   const PackedMatrix& b = args.b;
-  const int64_t stride = b.panel_bytes;
   const std::byte* header[kPanels];
   const std::byte* data[kPanels];
   for (int p = 0; p < kPanels; ++p) {
-    header[p] = b.data + (panel + p * kVectorPanels) * stride;
-    data[p] = header[p] + b.header_bytes;
+    const int64_t first = panel + p * kVectorPanels, within = first % kBundlePanels;
+    header[p] = b.bundle_of(first) + within * kInfo.header_bytes;
+    data[p] = b.bundle_of(first) + kInfo.bundle_header_bytes() + within * kInfo.run_bytes();
   }
   Vec::F sums[kRows ? kRows : kTileRows][kPanels];
   for (int row = 0; row < rows; ++row)
@@ -121,30 +126,32 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
 
   const int64_t blocks = b.k_padded / kBlock;
   int64_t block = 0;
-  const int64_t bytes = b.header_bytes + blocks * kInfo.data_bytes;
-  PanelsAhead<kStep> ahead(header[0], bytes, stride, panel == args.panels.begin);
-  const int64_t block_bytes = ceil_div(bytes, blocks);  // its part of the header included
-  if constexpr (kRows > 0) ahead.advance(0);
+  // Floats ask for what follows by themselves (FloatsAhead).
+  constexpr bool kAsks = !kRows && (Weights::kInteger || multiplies_tile<Weights, kRows>());
+  const bool asks = rows > kFewRows;
   const auto multiply_next = [&](int sub, int count) {
-    multiply_blocks<Weights, kRows>(count, data, header, sub, stride, args.a, block, sums);
+    multiply_blocks<Weights, kRows>(count, data, header, sub, args.a, block, b.bundle_bytes, sums);
     block += count;
-    if constexpr (kRows > 0) ahead.advance(block * block_bytes);
+    if constexpr (kAsks)
+      if (asks) PanelsAhead<Weights, kStep>(b, panel).data(data[0]);
+    for (int p = 0; p < kPanels; ++p) data[p] += count * kInfo.bundle_data_bytes();
+  };
+  const auto next_group = [&](int64_t count) {
+    if constexpr (kAsks)
+      if (asks) PanelsAhead<Weights, kStep>(b, panel).header(header[0]);
     for (int p = 0; p < kPanels; ++p) {
-      for (int other = 0; other < kVectorPanels && !kRows && !kFloatTile; ++other)
-        prefetch_ahead<kStep>(data[p] + other * stride, count * kInfo.data_bytes, stride);
-      data[p] += count * kInfo.data_bytes;
+      header[p] += kInfo.bundle_header_bytes() + count * kInfo.bundle_data_bytes();
+      data[p] += kInfo.bundle_header_bytes();
     }
   };
-  const auto next_group = [&] {
-    for (int p = 0; p < kPanels; ++p) header[p] += kInfo.header_bytes;
-  };
   if constexpr (kInfo.group == kBlock) {
-    for (; block < blocks; next_group()) multiply_next(0, 1);
+    for (; block < blocks; next_group(1)) multiply_next(0, 1);
   } else {
     constexpr int kAtOnce = blocks_at_once<Weights, kRows>();
     const int64_t per_group = b.group_size ? b.group_size / kBlock : blocks;
-    for (int64_t end = per_group; block < blocks; end += per_group, next_group()) {
+    for (int64_t end = per_group; block < blocks; end += per_group, next_group(per_group)) {
       const int64_t stop = std::min(end, blocks);
+      if constexpr (kRows > 0 && kInfo.group > kBlock) read_header_in_order<Weights>(header[0]);
       for (int sub = 0; block < stop; sub += kAtOnce)
         multiply_next(
             sub, kAtOnce == 1 ? 1 : static_cast<int>(std::min<int64_t>(kAtOnce, stop - block)));
@@ -167,41 +174,42 @@ inline void gemm_panels(const GemmArgs& args, int64_t panel) {
   }
 }
 
+// Ranges are whole bundles.
 template <class Weights, int kRows, int kPanels>
 inline void gemm_range(const GemmArgs& args) {
   constexpr int kStep = Vec::kLanes / kPanelRows;
   int64_t panel = args.panels.begin;
   for (; panel + kStep * kPanels <= args.panels.end; panel += kStep * kPanels)
     gemm_panels<Weights, kRows, kPanels>(args, panel);
-  // Ranges are whole pairs of panels.
-  constexpr int kPair = kPanelPair / kStep;
-  if constexpr (kPanels > kPair) {
-    for (; panel < args.panels.end; panel += kPanelPair)
-      gemm_panels<Weights, kRows, kPair>(args, panel);
+  if constexpr (kStep * kPanels > kBundlePanels) {
+    for (; panel < args.panels.end; panel += kBundlePanels)
+      gemm_panels<Weights, kRows, kBundlePanels / kStep>(args, panel);
   }
 }
 
 template <class Weights>
 inline void gemm(const GemmArgs& args) {
+  constexpr int kBundle = kBundleRows / Vec::kLanes;  // in vectors
   if constexpr (Weights::kInteger) {
     if (args.a.biased()) return gemm_range<Weights, 0, 2>(args);
-    // The panels of a single row share its 8 vectors of activations, kept in registers.
-    if (args.a.rows == 1) return gemm_range<Weights, 1, 4 * kPanelRows / Vec::kLanes>(args);
-    with_rows<kFewRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 1>(args); });
+    with_rows<kFewRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, kBundle>(args); });
   } else {
     if (args.a.rows > kFloatRows) return gemm_range<Weights, 0, 4>(args);
-    with_rows<kFloatRows>(args.a.rows, [&](auto rows) { gemm_range<Weights, rows, 4>(args); });
+    with_rows<kFloatRows>(args.a.rows,
+                          [&](auto rows) { gemm_range<Weights, rows, kBundle>(args); });
   }
 }
 
 template <class Weights>
 inline void pack(const PackArgs& args) {
+  const PackedMatrix& into = args.into;
+  const int64_t per_group = (into.group_size ? into.group_size : into.k_padded) / kBlock;
   for (int64_t panel = args.panels.begin; panel < args.panels.end; ++panel) {
-    std::byte* const header = args.into.data + panel * args.into.panel_bytes;
+    const auto within = static_cast<int>(panel % kBundlePanels);
     for (int lane = 0; lane < kPanelRows; ++lane) {
       const int64_t row = panel * kPanelRows + lane;
-      Weights::pack_row(args, row < args.into.n ? row : -1,
-                        {header, header + args.into.header_bytes, lane});
+      Weights::pack_row(args, row < into.n ? row : -1,
+                        {into.bundle_of(panel), within, lane, Weights::kInfo, per_group});
     }
   }
 }

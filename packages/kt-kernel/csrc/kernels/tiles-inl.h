@@ -49,20 +49,20 @@ struct TiledInteger : Format {
 
   template <int kPanels>
   static void multiply(const std::byte* const (&data)[kPanels],
-                       const std::byte* const (&header)[kPanels], int sub, int64_t stride,
-                       const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
+                       const std::byte* const (&header)[kPanels], int sub, const ActTile& act,
+                       int64_t index, Vec::F (*sums)[kPanels]) {
     static_assert(kPanels == kTileVectors);
     alignas(64) std::byte b[kBlock / 4][kTileMaxBytes];
     alignas(64) int32_t start[kTileOutputs];
     BlockScale<Format> scales[kPanels];
     for (int p = 0; p < kPanels; ++p) {
-      const auto operands = Format::operands(header[p], sub, stride);
+      const auto operands = Format::operands(header[p], sub, Format::kInfo.header_bytes);
       Vec::I w[8];
-      unpack_centered<Format>(data[p], stride, operands, w);
+      unpack_centered<Format>(data[p], operands, w);
       for (int j = 0; j < 8; ++j) std::memcpy(b[j] + p * sizeof(Vec::I), &w[j], sizeof(Vec::I));
       const Vec::I below = minus_128_times_sum(w);
       std::memcpy(start + p * Vec::kLanes, &below, sizeof below);
-      scales[p] = {header[p], sub, stride, operands};
+      scales[p] = {header[p], sub, operands};
     }
     alignas(64) int32_t dots[kTileRows][kTileOutputs];
     const auto* a = static_cast<const uint8_t*>(act.data) + index * act.rows * kBlock;
@@ -101,8 +101,7 @@ struct TiledBf16 : Bf16 {
 
   template <int kPanels>
   static void multiply(const std::byte* const (&data)[kPanels], const std::byte* const (&)[kPanels],
-                       int, int64_t stride, const ActTile& act, int64_t index,
-                       Vec::F (*sums)[kPanels]) {
+                       int, const ActTile& act, int64_t index, Vec::F (*sums)[kPanels]) {
     constexpr int kColumns = kPanels / kTileVectors;
     static_assert(kPanels % kTileVectors == 0 && kColumns <= 2);
     alignas(64) uint16_t a[kTileRows][kBlock];
@@ -111,8 +110,8 @@ struct TiledBf16 : Bf16 {
       Tile::load<act_tile_of(part)>(a + row, kTileMaxBytes);
     });
     const bool first = index == 0, last = index + 1 == act.k_padded / kBlock;
-    column<0>(data, stride, act, first, last, sums);
-    if constexpr (kColumns == 2) column<1>(data, stride, act, first, last, sums);
+    column<0>(data, act, first, last, sums);
+    if constexpr (kColumns == 2) column<1>(data, act, first, last, sums);
   }
 
  private:
@@ -120,13 +119,13 @@ struct TiledBf16 : Bf16 {
   static constexpr int kParts = kColumns == 1 ? kRowTiles : kWideRowTiles;
 
   template <int kColumn, int kPanels>
-  static void column(const std::byte* const (&data)[kPanels], int64_t stride, const ActTile& act,
-                     bool first, bool last, Vec::F (*sums)[kPanels]) {
+  static void column(const std::byte* const (&data)[kPanels], const ActTile& act, bool first,
+                     bool last, Vec::F (*sums)[kPanels]) {
     constexpr int kWeights = kWeightTile + kColumn;
     alignas(64) std::byte b[kBlock / 2][kTileMaxBytes];
     for (int p = 0; p < kTileVectors; ++p) {
       for (int pair = 0; pair < kBlock / 2; ++pair) {
-        const Vec::I w = Vec::load_i(data[kColumn * kTileVectors + p] + 32 * pair, stride);
+        const Vec::I w = load_pair(data[kColumn * kTileVectors + p], pair);
         std::memcpy(b[pair] + p * sizeof(Vec::I), &w, sizeof(Vec::I));
       }
     }

@@ -182,9 +182,9 @@ std::shared_ptr<Experts> experts_from_file(int num_experts, int hidden_size, int
                                    FileRange{fd, offset, nbytes}, copy, pool.get());
 }
 
-std::pair<int64_t, int64_t> panels(const Experts& self, const std::string& projection_name) {
+std::pair<int64_t, int64_t> bundles(const Experts& self, const std::string& projection_name) {
   const PackedMatrix matrix = self.matrix(0, projection_from_name("experts", projection_name));
-  return {matrix.n_padded / kPanelRows, matrix.panel_bytes};
+  return {matrix.n_padded / kBundleRows, matrix.bundle_bytes};
 }
 
 const char* format_name(const Experts& self, const std::string& projection_name) {
@@ -250,7 +250,7 @@ void bind_weights(nb::module_& m) {
       .def("put_bias", &put_bias, "projection"_a, "bias"_a.none(),
            "The biases of one projection, (num_experts, outputs) float32.")
       .def_prop_ro("complete", &Experts::complete)
-      .def("panels", &panels, "projection"_a, "Panels of one matrix and the bytes of one.")
+      .def("bundles", &bundles, "projection"_a, "Bundles of one matrix and the bytes of one.")
       .def("format", &format_name, "projection"_a)
       .def("bias", &bias, "projection"_a, "A copy (num_experts, outputs), or None.")
       .def_prop_ro("packed", &packed)

@@ -12,9 +12,12 @@ namespace kt {
 
 // A panel is kPanelRows output rows (n), interleaved by 4 bytes of K, so that one 32-byte vector
 // load holds the same 4 bytes of K of 8 outputs. 8 = 32-bit lanes of a 256-bit register; wider
-// targets take two panels at once, so N is padded to whole pairs.
+// targets take two panels at once.
 inline constexpr int kPanelRows = 8;
-inline constexpr int kPanelPair = 2;
+// A bundle is the panels that one row of activations meets at a time. They lie interleaved, so that
+// it reads one stream of memory, which every CPU's hardware fetches ahead by itself (ADR 0003).
+inline constexpr int kBundlePanels = 4;
+inline constexpr int kBundleRows = kBundlePanels * kPanelRows;
 // K is padded to whole blocks of 32: the activation quantisation group, and a multiple of every
 // interleave.
 inline constexpr int kBlock = 32;
@@ -67,20 +70,22 @@ enum class SourceScales : uint8_t {
 
 // Version of the packed bytes, which Experts.save keeps: raised whenever those of any format
 // change, because files outlive the build that wrote them.
-inline constexpr int kLayoutVersion = 4;
+inline constexpr int kLayoutVersion = 5;
 
 // What is known of a format without touching a byte of it. Storage of one packed (N, K) matrix, N
-// padded to 16, K to kBlock (or to the format's own super-block), pads zero, is [N/8] panels, each
+// padded to 32, K to kBlock (or to the format's own super-block), pads zero, is [N/32] bundles,
+// each padded to 64 bytes, of [ceil(K / group)] times
 //
-//   header [ceil(K / group)][header_bytes], padded to 64 bytes
-//   data   [K / 32][data_bytes], padded to 64 bytes or to where the next panel begins
+//   header [4 panels][header_bytes]
+//   data   [group / run][4 panels][data_bytes * run / 32]
 //
-// so that a matrix is one stream of memory, in the order in which it is multiplied.
+// so that a matrix is one stream of memory, in the order in which one row multiplies it.
 struct FormatInfo {
   const char* name;
   ActMode act_mode;
   int data_bytes;    // of a block: 32 of K of 8 rows
-  int header_bytes;  // of a group of K of 8 rows: scales, minima
+  int run = kBlock;  // K of one panel that lie together, kBlock or fewer
+  int header_bytes;  // of a group of K of 8 rows: scales, minima; of a bundle a multiple of 32
   int group;  // K that shares a header: 0 = none, kChosenGroup = the caller's group_size, else
               // fixed
   // Already quantised weights, as a checkpoint holds them: source_bytes for every source_k of a
@@ -94,6 +99,13 @@ struct FormatInfo {
 
   // Whether values follow from a checkpoint's bytes alone.
   constexpr bool self_scaled() const { return source_scales == SourceScales::none; }
+  // From panel to panel of a bundle.
+  constexpr int run_bytes() const { return data_bytes * run / kBlock; }
+  // From a panel's part of a block to its run with the k th of K.
+  constexpr int run_offset(int k) const { return k / run * kBundlePanels * run_bytes(); }
+  // Of a bundle: a block's data, and a group's header.
+  constexpr int bundle_data_bytes() const { return kBundlePanels * data_bytes; }
+  constexpr int bundle_header_bytes() const { return kBundlePanels * header_bytes; }
 };
 inline constexpr int kChosenGroup = -1;
 
@@ -102,9 +114,10 @@ struct PackedMatrix {
   int n = 0, k = 0;  // logical shape: (out, in)
   int n_padded = 0, k_padded = 0;
   int group_size = 0;         // K that shares a header; 0: none
-  int64_t header_bytes = 0;   // of one panel, all of it
-  int64_t panel_bytes = 0;    // from one panel to the next
+  int64_t bundle_bytes = 0;   // from one bundle to the next
   std::byte* data = nullptr;  // 64-byte aligned
+
+  std::byte* bundle_of(int64_t panel) const { return data + panel / kBundlePanels * bundle_bytes; }
 };
 
 // The longest row or column of a matrix, and the most bytes of one allocation (a 47-bit address

@@ -101,7 +101,7 @@ struct GemmArgs {
   float* c;           // [a.rows][c_stride], column 0 = the first output of panels
   int64_t c_stride;
   bool accumulate;
-  Range panels;  // of kPanelRows outputs, in whole pairs
+  Range panels;  // of kPanelRows outputs, in whole bundles
 };
 
 // Rows of a weight matrix become panels. Weights are floats, or already quantised as the format's

@@ -120,8 +120,8 @@ class Experts:
     ) -> Experts:
         """Experts whose packed bytes are these of an open file, mapped or copied."""
 
-    def panels(self, projection: str) -> tuple[int, int]:
-        """Panels of one matrix and the bytes of one."""
+    def bundles(self, projection: str) -> tuple[int, int]:
+        """Bundles of one matrix and the bytes of one."""
 
     def format(self, projection: str) -> str: ...
     def bias(self, projection: str) -> NDArray[np.float32] | None:

@@ -3,7 +3,7 @@
 
 Any safetensors reader opens it. Its tensors, in this order and without gaps:
 
-- "experts.{e}.{gate|up|down}": uint8 (panels, bytes of a panel), expert by expert as in memory;
+- "experts.{e}.{gate|up|down}": uint8 (bundles, bytes of a bundle), expert by expert as in memory;
   what is in them, `formats.FORMATS` says;
 - "biases.{gate|up|down}", those that there are: float32 (num_experts, outputs).
 
@@ -94,11 +94,11 @@ def _tensors(core: _core.Experts) -> dict[str, Any]:
     """Every tensor by name, in the order of the file."""
     projections = [p for p in _PROJECTIONS if p != "gate" or core.gated]
     names = [(f"experts.{e}.{p}", p) for e in range(core.num_experts) for p in projections]
-    panels = {p: core.panels(p) for p in projections}
-    ends = accumulate((panels[p][0] * panels[p][1] for _, p in names), initial=0)
+    bundles = {p: core.bundles(p) for p in projections}
+    ends = accumulate((bundles[p][0] * bundles[p][1] for _, p in names), initial=0)
     packed = core.packed
     tensors: dict[str, Any] = {
-        name: packed[begin:end].reshape(panels[p])
+        name: packed[begin:end].reshape(bundles[p])
         for (name, p), (begin, end) in zip(names, pairwise(ends), strict=True)
     }
     for projection in projections:
