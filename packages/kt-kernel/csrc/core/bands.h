@@ -11,10 +11,10 @@
 
 namespace kt {
 
-// A kernel asks for its weights some KiB ahead. At the beginning of a band nothing has been asked
-// for, and what is asked for at its end belongs to another worker: long bands are faster (ADR
-// 0006). But several tiles of rows should find a band in the second-level cache, and of a typical K
-// 32 panels are half a MiB or less.
+// Weights are fetched ahead of their use. At the beginning of a band none have been, and what is
+// fetched at its end belongs to another worker: long bands are faster (ADR 0006). But several tiles
+// of rows should find a band in the second-level cache, and of a typical K 32 panels are half a MiB
+// or less.
 constexpr int64_t kMaxBand = 32;
 constexpr int64_t kMaxBandOfOneTile = 128;
 // A bundle, and a block of K of the projection that reads these outputs.

@@ -28,7 +28,9 @@ struct Float32 : FloatWeights {
     for (int block = 0; block < args.into.k_padded / kBlock; ++block) {
       float x[kBlock];
       from.load(block, x);
-      for (int i = 0; i < kBlock; ++i) put(to.run(block, i), i % kRun * kPanelRows + to.lane, x[i]);
+      std::byte* const data = to.block(block);
+      for (int i = 0; i < kBlock; ++i)
+        put(data + kInfo.run_offset(i), i % kRun * kPanelRows + to.lane, x[i]);
     }
   }
 };
@@ -71,8 +73,9 @@ struct Bf16 : FloatWeights {
       uint16_t rounded[kBlock];
       from.load(block, x);
       for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::store_bf16(rounded + i, Vec::load(x + i));
+      std::byte* const data = to.block(block);
       for (int i = 0; i < kBlock; i += 2)
-        put_word(to.run(block, i), i % kRun / 2, to.lane, rounded + i);
+        put_word(data + kInfo.run_offset(i), i % kRun / 2, to.lane, rounded + i);
     }
   }
 };
@@ -105,8 +108,9 @@ struct F16 : FloatWeights {
       uint16_t rounded[kBlock];
       from.load(block, x);
       for (int i = 0; i < kBlock; i += Vec::kLanes) Vec::store_f16(rounded + i, Vec::load(x + i));
+      std::byte* const data = to.block(block);
       for (int i = 0; i < kBlock; ++i)
-        put(to.run(block, i), i % kRun * kPanelRows + to.lane, rounded[i]);
+        put(data + kInfo.run_offset(i), i % kRun * kPanelRows + to.lane, rounded[i]);
     }
   }
 };
@@ -145,12 +149,15 @@ struct Fp8 : FloatWeights {
     const auto* from = static_cast<const uint8_t*>(args.weight) + row * k;
     const auto* scales = static_cast<const float*>(args.scales) + row / kTile * tiles;
     for (int64_t tile = 0; tile < tiles && row >= 0; ++tile) put(to.header(tile), 0, scales[tile]);
-    for (int i = 0; i < args.into.k_padded; ++i) {
-      const uint8_t value = row >= 0 && i < k ? from[i] : 0;
-      // The lowest bit behind the sign: then high and low byte of the f16 that is 2^-8 times the
-      // value are made with one and with two operations.
-      to.block(i / kBlock)[i % kBlock * kPanelRows + to.lane] =
-          static_cast<std::byte>((value & 0x80) | (value & 0x01) << 6 | (value & 0x7e) >> 1);
+    for (int begin = 0; begin < args.into.k_padded; begin += kBlock) {
+      std::byte* const data = to.block(begin / kBlock);
+      for (int i = 0; i < kBlock; ++i) {
+        const uint8_t value = row >= 0 && begin + i < k ? from[begin + i] : 0;
+        // The lowest bit behind the sign: then high and low byte of the f16 that is 2^-8 times the
+        // value are made with one and with two operations.
+        data[i * kPanelRows + to.lane] =
+            static_cast<std::byte>((value & 0x80) | (value & 0x01) << 6 | (value & 0x7e) >> 1);
+      }
     }
   }
 };

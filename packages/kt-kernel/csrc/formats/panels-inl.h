@@ -70,8 +70,6 @@ struct Lane {
     return bundle + block / per_group * group_bytes() + facts.bundle_header_bytes() +
            block % per_group * facts.bundle_data_bytes() + panel * facts.run_bytes();
   }
-  // Of block `index` the run that holds its k th of K.
-  std::byte* run(int64_t index, int k) const { return block(index) + facts.run_offset(k); }
 
  private:
   int64_t group_bytes() const {
