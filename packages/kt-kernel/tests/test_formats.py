@@ -46,7 +46,7 @@ def test_bits_per_weight_are_the_packed_bytes(format, group_size, rng):
         source = quantised(format, (n, k), rng)
     bits = facts.bits_per_weight(group_size) if group_size else facts.value_bits
     expected = bits * n * k / 8 + (0 if group_size else facts.header_bits * n / 8)
-    spare = 0 if group_size else 32 * n / 32  # a bundle rounds up to 64 bytes
+    spare = 0 if group_size else n // 32 * 32  # bundles round up to 64 bytes
     assert expected <= source.linear(format, group_size).nbytes <= expected + spare
 
 

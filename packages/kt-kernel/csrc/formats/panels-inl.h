@@ -115,7 +115,7 @@ inline T get(const void* from) {
 // Parts that several formats are made of, to be inherited.
 struct FloatWeights {
   static constexpr bool kInteger = false, kScaled = false;
-  // The panels of a bundle take turns after 4 of K, which load4 reads at a time.
+  // Of weights that load4 reads as they lie, the panels of a bundle take turns after its 4 of K.
   static constexpr int kRun = 4;
   struct PackedBlock {  // weights that need no preparation
     const std::byte* data;

@@ -15,7 +15,7 @@ namespace kt {
 // targets take two panels at once.
 inline constexpr int kPanelRows = 8;
 // A bundle is the panels that one row of activations meets at a time. They lie interleaved, so that
-// it reads one stream of memory, which every CPU's hardware fetches ahead by itself (ADR 0003).
+// it reads one stream of memory, which hardware fetches ahead by itself (ADR 0003).
 inline constexpr int kBundlePanels = 4;
 inline constexpr int kBundleRows = kBundlePanels * kPanelRows;
 // K is padded to whole blocks of 32: the activation quantisation group, and a multiple of every

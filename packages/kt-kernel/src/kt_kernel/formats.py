@@ -34,9 +34,10 @@ class WeightFormat:
         source_k: already quantised weights come as `source_bytes` uint8 for every `source_k` of
             K; 0 if the format takes floats only.
         source_bytes: see `source_k`.
-        layout: of a panel of 8 rows, the header of a group of K and the data of 32 of K (of floats
-            4). A packed (N, K) matrix, N padded to 32 and K to 32, is [N/32] bundles of 4 panels:
-            for each group the headers of all four, then their data in turns of 32 (4) of K.
+        layout: of a panel of 8 rows, the header of a group of K and the data of 32 of K (of
+            float32, bf16 and f16 of 4). A packed (N, K) matrix, N and K padded to 32, is [N/32]
+            bundles of 4 panels: for each group the headers of all four, then their data in turns of
+            32 (4) of K.
         weight_error: RMS of the rounding error over the RMS of the weight, for normally distributed
             weights, the smallest group size and scales from the extremes of a group; a quantiser
             that searches for better scales gets less.
